@@ -1,0 +1,55 @@
+"""3D adapter: four equally sized volumes of ViT features become a pyramid (DINO-Med3D, stage 2)."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d
+
+DepthAlignment = Literal["exact", "released"]
+
+LEVEL_STRIDES = (4, 8, 16, 32)
+"""In-plane strides of the pyramid's levels, in voxels."""
+
+
+def _resample(channels: int, level_stride: int, token_stride: int, depth_alignment: DepthAlignment) -> nn.Module:
+    """Convolution from the token grid to a level's grid, in plane only."""
+    if level_stride < token_stride:
+        factor = token_stride // level_stride
+        kernel_depth, padding_depth = (factor, 0) if depth_alignment == "released" else (3, 1)
+        return nn.ConvTranspose3d(
+            channels, channels, (kernel_depth, factor, factor), stride=(1, factor, factor), padding=(padding_depth, 0, 0)
+        )
+    if level_stride > token_stride:
+        factor = level_stride // token_stride
+        return nn.Conv3d(channels, channels, 3, stride=(1, factor, factor), padding=1)
+    return nn.Identity()
+
+
+class Adapter3D(nn.Module):
+    """Feature pyramid at in-plane strides 4, 8, 16 and 32; the depth stays.
+
+    Args:
+        in_channels: E, channels of each ViT feature map.
+        channels: of each level.
+        token_stride: voxels per token in plane, 16 / S.
+        depth_alignment: "exact" keeps the depth D (kernel 3, padding 1 along it). "released" is the published code's:
+            its transposed convolutions use their factor as kernel in depth, stride 1 and no padding, which makes
+            D + 3 and D + 1 slices; for checkpoints trained so.
+    """
+
+    def __init__(self, in_channels: int, channels: int, token_stride: int, depth_alignment: DepthAlignment) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(in_channels, channels, 1, bias=False),
+                InstanceNorm3d(channels),
+                nn.PReLU(),
+                _resample(channels, level_stride, token_stride, depth_alignment),
+            )
+            for level_stride in LEVEL_STRIDES
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Four maps ``(b, E, d, h, w)``, shallow to deep, to four ``(b, channels, d, h_i, w_i)``, fine to coarse."""
+        return [level(feature) for level, feature in zip(self.levels, features, strict=True)]

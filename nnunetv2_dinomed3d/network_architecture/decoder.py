@@ -1,0 +1,107 @@
+"""UPerNet in 3D and the refinement that brings its result to full resolution (DINO-Med3D, stage 2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d, group_norm
+
+POOL_SCALES = (1, 2, 3, 6)
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    """``x`` on the grid ``(d, h, w)`` of ``like``, trilinearly."""
+    if x.shape[2:] == like.shape[2:]:
+        return x
+    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
+
+
+def _conv_norm_act(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, kernel, padding=kernel // 2), group_norm(out_channels), nn.PReLU()
+    )
+
+
+class UPerNet3D(nn.Module):
+    """Unified perceptual parsing (Xiao et al., ECCV 2018) on volumes.
+
+    Pyramid pooling on the coarsest level; from there down each level's lateral is added to the (smoothed) level above
+    it; all levels are resized to the finest and joined by one convolution.
+
+    Args:
+        channels: of each input level and of the result.
+        levels: how many.
+        dropout: on the joined features.
+    """
+
+    def __init__(self, channels: int, levels: int = 4, dropout: float = 0.1) -> None:
+        super().__init__()
+        pooled_channels = channels // len(POOL_SCALES)
+        self.pools = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool3d(scale), _conv_norm_act(channels, pooled_channels, 1))
+            for scale in POOL_SCALES
+        )
+        self.bottleneck = _conv_norm_act(channels + len(POOL_SCALES) * pooled_channels, channels, 3)
+        self.laterals = nn.ModuleList(_conv_norm_act(channels, channels, 1) for _ in range(levels - 1))
+        self.smooth = nn.ModuleList(_conv_norm_act(channels, channels, 3) for _ in range(levels - 1))
+        self.fusion = nn.Sequential(_conv_norm_act(levels * channels, channels, 3), nn.Dropout3d(dropout))
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Maps ``(b, channels, d_i, h_i, w_i)``, fine to coarse, to one on the finest grid."""
+        coarsest = levels[-1]
+        pooled = [_resize(pool(coarsest), coarsest) for pool in self.pools]
+        outputs = [self.bottleneck(torch.cat([coarsest, *pooled], dim=1))]
+        for i in reversed(range(len(levels) - 1)):
+            lateral = self.laterals[i](levels[i])
+            outputs.insert(0, self.smooth[i](lateral + _resize(outputs[0], lateral)))
+        finest = outputs[0]
+        return self.fusion(torch.cat([_resize(output, finest) for output in outputs], dim=1))
+
+
+class RefinementBlock(nn.Module):
+    """Joins coarse decoder features with finer detail features.
+
+    Args:
+        in_channels: of the coarse features.
+        detail_channels: of the detail features.
+        out_channels: of the result.
+    """
+
+    def __init__(self, in_channels: int, detail_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv3d(in_channels + detail_channels, out_channels, 3, padding=1, bias=False),
+            InstanceNorm3d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
+            InstanceNorm3d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor, detail: Tensor) -> Tensor:
+        """``(b, in_channels, ...)`` and ``(b, detail_channels, d, h, w)`` to ``(b, out_channels, d, h, w)``."""
+        return self.body(torch.cat([_resize(x, detail), detail], dim=1))
+
+
+class Decoder(nn.Module):
+    """UPerNet, two refinement blocks and the segmentation layer.
+
+    Args:
+        channels: of the pyramid's levels (256 in the paper).
+        detail_channels: of the detail stream at full scale (16); 1/2 scale has twice as many.
+        num_classes: N, segmentation heads.
+    """
+
+    def __init__(self, channels: int, detail_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.upernet = UPerNet3D(channels)
+        self.refine_half = RefinementBlock(channels, 2 * detail_channels, 4 * detail_channels)
+        self.refine_full = RefinementBlock(4 * detail_channels, detail_channels, 2 * detail_channels)
+        self.seg_layers = nn.Conv3d(2 * detail_channels, num_classes, 1)
+
+    def forward(self, levels: list[Tensor], half: Tensor, full: Tensor) -> Tensor:
+        """Pyramid (fine to coarse) and detail at 1/2 and full scale to logits ``(b, N, d, h, w)`` on the full grid."""
+        x = self.upernet(levels)
+        x = self.refine_half(x, half)
+        x = self.refine_full(x, full)
+        return self.seg_layers(x)

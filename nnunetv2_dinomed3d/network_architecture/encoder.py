@@ -1,0 +1,164 @@
+"""Slab encoder: ICE and a DINOv3 ViT with LoRA (context stream of DINO-Med3D, stages 1 and 2)."""
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from einops import rearrange
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from nnunetv2_dinomed3d.network_architecture.slab import PATCH, InterSliceContextEmbedding
+
+LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc1_g|fc1_x|fc2))"
+"""Linear layers of the Transformer blocks. ``fc1_g`` and ``fc1_x`` are the two halves of a SwiGLU MLP (plus-sized ViTs)."""
+
+FEATURE_LEVELS = 4
+
+
+class TokenGrid(nn.Module):
+    """Stands where timm's ViT has its patch embedding, for input that ICE has embedded already."""
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        """``(n, E, h, w)`` to timm's ``(n, h, w, E)``."""
+        return rearrange(embedded, "n e h w -> n h w e").contiguous()
+
+    def dynamic_feat_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Tokens along h and w (timm asks its patch embedding): the input is the grid itself."""
+        return size
+
+
+class SlabEncoder(nn.Module):
+    """Volume in, four volumes of ViT features out.
+
+    Args:
+        in_channels: C.
+        slab_depth: K.
+        vit_name: timm's name of a DINOv3 ViT without qkv bias (with it, timm never calls the qkv layer, and LoRA on it
+            would silently do nothing).
+        vit_kwargs: overrides for timm's model, e.g. to make it smaller.
+        lora_rank, lora_alpha, lora_dropout: of every LoRA.
+
+    Attributes:
+        embed_dim: E, channels of each feature map.
+        stride: voxels of the (scaled) slice per token, in plane.
+    """
+
+    stride = PATCH
+
+    def __init__(
+        self,
+        in_channels: int,
+        slab_depth: int,
+        vit_name: str,
+        vit_kwargs: Mapping[str, Any],
+        lora_rank: int,
+        lora_alpha: int,
+        lora_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.vit = timm.create_model(vit_name, pretrained=False, num_classes=0, global_pool="", **vit_kwargs)
+        self.embed_dim: int = self.vit.embed_dim
+        self.vit.patch_embed = TokenGrid()
+        self.ice = InterSliceContextEmbedding(in_channels, self.embed_dim, slab_depth)
+
+        depth = len(self.vit.blocks)
+        # the four quarters of the ViT's depth
+        self.feature_blocks = [depth * (i + 1) // FEATURE_LEVELS - 1 for i in range(FEATURE_LEVELS)]
+
+        lora = LoraConfig(
+            r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=LORA_TARGETS, bias="none"
+        )
+        inject_adapter_in_model(lora, self.vit)
+        self.frozen = False
+        self.freeze(False)
+
+    def forward(self, x: Tensor, pad_depth: bool = True) -> list[Tensor]:
+        """``(b, C, d, h, w)`` to four maps ``(b, E, d, h / 16, w / 16)``, shallow to deep; h and w multiples of 16.
+
+        Raw outputs of the blocks, without the ViT's final norm. ``pad_depth`` is ICE's.
+        """
+        embedded = self.ice(x, pad_depth)
+        features = self.vit.forward_intermediates(
+            rearrange(embedded, "b e d h w -> (b d) e h w"), indices=self.feature_blocks, intermediates_only=True
+        )
+        return [rearrange(f, "(b d) e h w -> b e d h w", b=len(x)) for f in features]
+
+    def freeze(self, frozen: bool) -> None:
+        """Stage 2 (frozen): only LoRA is trained. Stage 1 (not frozen): ICE and ViT are, and LoRA is off.
+
+        The ViT's final norm is in no feature map and never trained.
+        """
+        self.frozen = frozen
+        self.requires_grad_(not frozen)
+        for layer in self.lora_layers():
+            layer.enable_adapters(frozen)
+        self.vit.norm.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "SlabEncoder":
+        """As for any module, but what is frozen stays in eval mode; LoRA's dropout follows ``mode``."""
+        super().train(mode and not self.frozen)
+        self.training = mode
+        for layer in self.lora_layers():
+            layer.lora_dropout.train(mode)
+        return self
+
+    def lora_layers(self) -> list[LoraLayer]:
+        """The ViT's linear layers that carry LoRA matrices."""
+        return [module for module in self.vit.modules() if isinstance(module, LoraLayer)]
+
+    @contextmanager
+    def merged_lora(self):
+        """While open, the LoRA matrices are folded into the weights; afterwards these are what they were, bit by bit."""
+        layers = [layer for layer in self.lora_layers() if not layer.disable_adapters and not layer.merged]
+        weights = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+        try:
+            for layer in layers:
+                layer.merge()
+            yield
+        finally:
+            for layer, weight in zip(layers, weights, strict=True):
+                if layer.merged:
+                    layer.unmerge()
+                with torch.no_grad():
+                    layer.get_base_layer().weight.copy_(weight)
+
+    def _pretrained_names(self) -> dict[str, str]:
+        """Name in a plain timm ViT -> name in ``self.vit``, for all that ``self.vit`` takes from it."""
+        names = [name for name in self.vit.state_dict() if ".lora_" not in name]
+        return {name.replace(".base_layer", ""): name for name in names}
+
+    def pretrained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name (timm's) and shape of every tensor that `load_pretrained` needs."""
+        own = self.vit.state_dict()
+        shapes = {name: tuple(own[mine].shape) for name, mine in self._pretrained_names().items()}
+        shapes["patch_embed.proj.weight"] = (self.embed_dim, 3, PATCH, PATCH)
+        shapes["patch_embed.proj.bias"] = (self.embed_dim,)
+        return shapes
+
+    def load_pretrained(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from a 2D DINOv3 ViT.
+
+        Args:
+            weights: exactly the tensors of `pretrained_shapes`.
+
+        Raises:
+            ValueError: a tensor is missing, left over or of another shape.
+        """
+        expected = self.pretrained_shapes()
+        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if found != expected:
+            wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            name = wrong[0]
+            raise ValueError(
+                f"{len(wrong)} tensors do not fit this ViT, the first is {name}: expected {expected.get(name)}, "
+                f"got {found.get(name)}. Weights of another variant?"
+            )
+        self.ice.load_patch_embedding(weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"])
+        state = {mine: weights[name] for name, mine in self._pretrained_names().items()}
+        missing, unexpected = self.vit.load_state_dict(state, strict=False)
+        assert not unexpected and all(".lora_" in name for name in missing), (missing, unexpected)

@@ -1,0 +1,246 @@
+"""DINO-Med3D: one module for both stages of the method.
+
+A stage is a mode of the module: what ``forward`` computes and what requires a gradient. The state dict has the same keys
+in both, and carries the stage, so that a checkpoint of either predicts as what it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from nnunetv2_dinomed3d.network_architecture.adapter import Adapter3D, DepthAlignment
+from nnunetv2_dinomed3d.network_architecture.decoder import Decoder
+from nnunetv2_dinomed3d.network_architecture.detail import DetailEncoder
+from nnunetv2_dinomed3d.network_architecture.encoder import SlabEncoder
+from nnunetv2_dinomed3d.network_architecture.fusion import GatedFusion
+from nnunetv2_dinomed3d.network_architecture.slab import in_plane_scale, padded_side
+
+
+@torch.compiler.assume_constant_result
+def _has_bfloat16(device_type: str) -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device_type == "cuda" else True
+
+
+class ProxyHead(nn.Module):
+    """Stage 1's linear head: a 1x1 convolution on the last feature map.
+
+    Args:
+        embed_dim: E.
+        num_classes: N.
+    """
+
+    def __init__(self, embed_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.seg_layers = nn.Conv3d(embed_dim, num_classes, 1)
+
+    def forward(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
+        """``(b, E, d, h, w)`` to logits ``(b, N, d, *size)``, resized bilinearly in plane."""
+        logits = rearrange(self.seg_layers(feature), "b n d h w -> (b d) n h w")
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return rearrange(logits, "(b d) n h w -> b n d h w", b=len(feature))
+
+
+class DINOMed3D(nn.Module):
+    """The network of both stages; built in stage 2, which is what predicts.
+
+    Args:
+        in_channels: C, channels of the image.
+        num_classes: N, segmentation heads.
+        scale: in-plane scale S (1, 2 or 4), see `slab.in_plane_scale`.
+        slab_depth: K, slices in a slab; the paper uses 3.
+        vit_name, vit_kwargs: timm's name of the ViT and overrides for it.
+        decoder_channels: width of adapter and decoder; a multiple of 8, above 64 one of 32.
+        detail_channels: width of the detail stream at full scale.
+        lora_rank, lora_alpha, lora_dropout: of every LoRA.
+        depth_alignment: see `adapter.Adapter3D`.
+
+    Attributes:
+        stage: 1 or 2, set by `set_stage`.
+        has_weights: whether the random initial weights were replaced, by `load_pretrained` or `load_state_dict`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        scale: int = 1,
+        slab_depth: int = 3,
+        vit_name: str = "vit_base_patch16_dinov3",
+        vit_kwargs: Mapping[str, Any] | None = None,
+        decoder_channels: int = 256,
+        detail_channels: int = 16,
+        lora_rank: int = 16,
+        lora_alpha: int = 16,
+        lora_dropout: float = 0.1,
+        depth_alignment: DepthAlignment = "exact",
+    ) -> None:
+        super().__init__()
+        if scale not in (1, 2, 4):
+            raise ValueError(f"scale is {scale}; the in-plane scale is 1, 2 or 4.")
+        if depth_alignment not in ("exact", "released"):
+            raise ValueError(f"depth_alignment is {depth_alignment!r}; it is 'exact' or 'released'.")
+        self.scale = scale
+        self.encoder = SlabEncoder(
+            in_channels, slab_depth, vit_name, vit_kwargs or {}, lora_rank, lora_alpha, lora_dropout
+        )
+        embed_dim = self.encoder.embed_dim
+        self.proxy_head = ProxyHead(embed_dim, num_classes)
+        self.adapter = Adapter3D(embed_dim, decoder_channels, self.encoder.stride // scale, depth_alignment)
+        self.detail = DetailEncoder(in_channels, detail_channels, decoder_channels)
+        self.fusion = GatedFusion(decoder_channels)
+        self.decoder = Decoder(decoder_channels, detail_channels, num_classes)
+        self.has_weights = False
+        self.set_stage(2)
+
+    def set_stage(self, stage: int, bare_slabs: bool = False) -> None:
+        """Enter stage 1 (ICE, ViT and the linear head are trained) or 2 (LoRA, adapter, detail, fusion and decoder are).
+
+        Args:
+            stage: 1 or 2.
+            bare_slabs: in stage 1, inputs are single slabs of K slices and the output is the central slice's, as in
+                stage 1's training. Otherwise inputs are volumes and every slice is predicted.
+        """
+        if stage not in (1, 2):
+            raise ValueError(f"stage is {stage}; the method has stages 1 and 2.")
+        if bare_slabs and stage == 2:
+            raise ValueError("Bare slabs are stage 1's input; stage 2 takes volumes.")
+        self.stage = stage
+        self.bare_slabs = bare_slabs
+        self.encoder.freeze(stage == 2)
+        self.proxy_head.requires_grad_(stage == 1)
+        for module in (self.adapter, self.detail, self.fusion, self.decoder):
+            module.requires_grad_(stage == 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a volume, float32.
+
+        Args:
+            x: ``(b, C, d, h, w)``, any size; with `bare_slabs`, d is K.
+
+        Returns:
+            ``(b, N, d, h, w)``; with `bare_slabs`, ``(b, N, 1, h, w)``.
+        """
+        device_type = x.device.type
+        # nnU-Net's autocast is float16, in which a ViT's attention can overflow
+        if torch.is_autocast_enabled(device_type) and _has_bfloat16(device_type):
+            with torch.autocast(device_type, dtype=torch.bfloat16):
+                return self._forward(x).float()
+        return self._forward(x).float()
+
+    def _forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        padded = padded_side(height, self.scale), padded_side(width, self.scale)
+        features = self._encode(x, padded)
+        if self.stage == 1:
+            logits = self.proxy_head(features[-1], padded)
+        else:
+            # on the ViT's padded grid, so that both streams agree on where a voxel is
+            volume = F.pad(x, (0, padded[1] - width, 0, padded[0] - height))
+            levels = self.adapter(features)
+            full, half, quarter = self.detail(volume)
+            logits = self.decoder([self.fusion(levels[0], quarter), *levels[1:]], half, full)
+        return logits[..., :height, :width]
+
+    def _encode(self, x: Tensor, padded: tuple[int, int]) -> list[Tensor]:
+        """Feature maps ``(b, E, d, h, w)`` of the scaled and then padded slices; h and w in tokens."""
+        if self.scale > 1:
+            slices = rearrange(x, "b c d h w -> (b d) c h w")
+            slices = F.interpolate(slices, scale_factor=self.scale, mode="bilinear", align_corners=False)
+            x = rearrange(slices, "(b d) c h w -> b c d h w", b=len(x))
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, padded[1] * self.scale - width, 0, padded[0] * self.scale - height))
+        if torch.is_autocast_enabled(x.device.type) and not _has_bfloat16(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.encoder(x.float(), pad_depth=not self.bare_slabs)
+        return self.encoder(x, pad_depth=not self.bare_slabs)
+
+    def checkpoint_vit(self, enable: bool = True) -> None:
+        """Recompute the ViT's blocks in the backward pass instead of keeping what they saved."""
+        self.encoder.vit.set_grad_checkpointing(enable)
+
+    def merged_lora(self):
+        """Context manager: LoRA folded into the frozen weights, exactly undone afterwards. For prediction."""
+        return self.encoder.merged_lora()
+
+    def pretrained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name (timm's, of the variant's 2D ViT) and shape of every tensor that `load_pretrained` needs."""
+        return self.encoder.pretrained_shapes()
+
+    def load_pretrained(self, weights: Mapping[str, Tensor]) -> None:
+        """Start ICE and ViT from a 2D DINOv3 ViT. Raises ValueError for anything but `pretrained_shapes`."""
+        self.encoder.load_pretrained(weights)
+        self.has_weights = True
+
+    def get_extra_state(self) -> Tensor:
+        """The stage, for the state dict (a tensor: nnU-Net's ``-pretrained_weights`` asks every entry for its shape)."""
+        return torch.tensor(self.stage)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Called by `load_state_dict`: the network enters the stage of the weights it gets."""
+        self.set_stage(int(state))
+        self.has_weights = True
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size of the network: the keyword arguments of `DINOMed3D` that make it."""
+
+    vit_name: str
+    vit_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    decoder_channels: int = 256
+    detail_channels: int = 16
+
+
+VARIANTS: Mapping[str, Variant] = {
+    # the same code, small enough to be trained on a CPU; DINOv3 has no weights of this size
+    "nano": Variant(
+        "vit_small_patch16_dinov3",
+        {"embed_dim": 96, "depth": 4, "num_heads": 3, "init_values": 0.1},
+        decoder_channels=64,
+        detail_channels=8,
+    ),
+    "small": Variant("vit_small_patch16_dinov3"),
+    "base": Variant("vit_base_patch16_dinov3"),
+    "large": Variant("vit_large_patch16_dinov3"),
+}
+
+
+def build_dinomed3d(
+    variant: str,
+    in_channels: int,
+    num_classes: int,
+    patch_size: Sequence[int],
+    *,
+    slab_depth: int = 3,
+    depth_alignment: DepthAlignment = "exact",
+) -> DINOMed3D:
+    """A network of a named size for a patch size, with random weights and in stage 2.
+
+    Args:
+        variant: one of `VARIANTS`.
+        in_channels: C.
+        num_classes: N, segmentation heads.
+        patch_size: ``(D, H, W)``; decides the in-plane scale. Volumes of other sizes can be passed all the same.
+        slab_depth: K.
+        depth_alignment: see `adapter.Adapter3D`.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"There is no variant {variant!r}; there are {', '.join(VARIANTS)}.")
+    size = VARIANTS[variant]
+    return DINOMed3D(
+        in_channels,
+        num_classes,
+        scale=in_plane_scale(patch_size),
+        slab_depth=slab_depth,
+        vit_name=size.vit_name,
+        vit_kwargs=size.vit_kwargs,
+        decoder_channels=size.decoder_channels,
+        detail_channels=size.detail_channels,
+        depth_alignment=depth_alignment,
+    )
