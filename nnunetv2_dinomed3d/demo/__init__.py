@@ -1,0 +1,1 @@
+"""The demo: data of its own, nnU-Net's real commands, a picture."""

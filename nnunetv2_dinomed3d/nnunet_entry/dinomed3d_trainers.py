@@ -1,0 +1,14 @@
+"""Where nnU-Net's ``-tr`` meets this project: our trainers, resolved by name and only when asked for.
+
+nnU-Net imports every module of the folders it searches, whichever trainer it looks for. So nothing is imported here: a
+stock trainer's start is neither slowed down nor broken. A wheel puts this module into nnU-Net's own folder of trainers;
+in a source tree the folder of this file is the one to export as ``nnUNet_extTrainer``.
+"""
+
+
+def __getattr__(name: str) -> type:
+    if name.startswith("nnUNetTrainerDINOMed3D"):
+        from nnunetv2_dinomed3d.trainers import variants
+
+        return getattr(variants, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

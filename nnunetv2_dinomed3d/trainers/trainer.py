@@ -1,0 +1,341 @@
+"""DINO-Med3D on nnU-Net's hooks: one training that runs stage 1, switches, and runs stage 2.
+
+A change here is a delta to `nnUNetTrainer`; nothing of it is copied. Hyper-parameters are class attributes, the paper's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os.path import basename, dirname, isfile, join
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import distributed as dist
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
+from nnunetv2_dinomed3d.trainers.sampling import slab_configuration, slab_loader, start_workers, stop_workers
+from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule, StagePolyLRScheduler
+from nnunetv2_dinomed3d.weights import load_pretrained_weights
+
+STAGE1_BEST = "checkpoint_best_stage1.pth"
+
+IN_PLANE_ROTATION = (-np.pi, np.pi)
+IN_PLANE_SCALING = (0.85, 1.25)
+"""Rotation and scaling of nnU-Net's in-plane ('dummy 2D') augmentation, the range its loader reserves room for."""
+
+
+def _require_3d(plans: dict, configuration: str) -> None:
+    patch_size = PlansManager(plans).get_configuration(configuration).patch_size
+    if len(patch_size) != 3:
+        raise ValueError(
+            f"Configuration {configuration!r} has the patch size {list(patch_size)}: it is 2D, and DINO-Med3D segments "
+            "volumes. Train 3d_fullres, 3d_lowres or 3d_cascade_fullres."
+        )
+
+
+class nnUNetTrainerDINOMed3D(nnUNetTrainer):
+    """DINO-Med3D with DINOv3's ViT-B/16.
+
+    Attributes:
+        variant: size of the network, one of `network_architecture.VARIANTS`.
+        pretrained: whether training starts from DINOv3 weights.
+        slab_depth: K.
+        depth_alignment: see `network_architecture.adapter.Adapter3D`.
+        schedule: length and learning rate of both stages.
+        slab_batch_size: slabs in a batch of stage 1, over all GPUs.
+        adamw_weight_decay, gradient_clip: of both stages.
+        ce_weight, dice_weight: of both stages' loss.
+        iterations_per_epoch, val_iterations_per_epoch: of both stages.
+        latest_every: epochs between two ``checkpoint_latest.pth``.
+        stage: 1 or 2, the one that is trained now.
+    """
+
+    variant: str = "base"
+    pretrained: bool = True
+    slab_depth: int = 3
+    depth_alignment: DepthAlignment = "exact"
+    schedule: Schedule = Schedule(stage1=Recipe(epochs=50, lr=1e-5), stage2=Recipe(epochs=50, lr=1e-4))
+    slab_batch_size: int = 24
+    adamw_weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    ce_weight: float = 0.2
+    dice_weight: float = 0.8
+    iterations_per_epoch: int = 250
+    val_iterations_per_epoch: int = 50
+    latest_every: int = 5
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ) -> None:
+        _require_3d(plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+        self.num_epochs = self.schedule.epochs
+        self.num_iterations_per_epoch = self.iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
+        self.weight_decay = self.adamw_weight_decay
+        self.save_every = self.latest_every
+        self.stage = 2  # the network is built in it
+
+    # ---- network ----
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The network in stage 2 with random weights; nnU-Net calls this for training and for prediction."""
+        return build_dinomed3d(
+            cls.variant,
+            num_input_channels,
+            num_output_channels,
+            configuration_manager.patch_size,
+            slab_depth=cls.slab_depth,
+            depth_alignment=cls.depth_alignment,
+        )
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """The decoder has one output; there is nothing to switch."""
+
+    @property
+    def module(self) -> DINOMed3D:
+        """The network without the wrappers of DDP and torch.compile."""
+        module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return module._orig_mod if isinstance(module, OptimizedModule) else module
+
+    def initialize(self) -> None:
+        self._oversample_foreground_percent = self.oversample_foreground_percent
+        super().initialize()
+        self.module.checkpoint_vit(self.device.type == "cuda")
+        if self.device.type == "cpu":  # 3D convolutions of few channels are up to twice as fast
+            self.module.to(memory_format=torch.channels_last_3d)
+        self._begin_stage(self.schedule.stage(self.current_epoch))
+
+    # ---- stages ----
+
+    def _begin_stage(self, stage: int) -> None:
+        """Everything that differs between the stages, except the loaders: mode, batch, optimiser, wrappers, loss."""
+        self.stage = stage
+        self.initial_lr = self.schedule.recipe(stage).lr
+        module = self.module
+        self._enter_stage()
+        self._set_batch_size_and_oversample()
+        # wrapped anew: torch.compile and DDP fix at wrapping time what is computed and which gradients are reduced
+        self.network = torch.compile(module) if self._do_i_compile() else module
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.is_ddp:
+            device_ids = [self.local_rank] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=device_ids)
+        self.loss = self._build_loss()
+        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        batch = f"{self.batch_size} {'slabs' if stage == 1 else 'patches'} a batch on this device"
+        self.print_to_log_file(f"DINO-Med3D stage {stage}: {trained:,} parameters are trained, {batch}.")
+
+    def _enter_stage(self) -> None:
+        self.module.set_stage(self.stage, bare_slabs=self.stage == 1)
+
+    @contextmanager
+    def _stage_configuration(self) -> Iterator[None]:
+        """While open, `configuration_manager` describes the batches of the current stage."""
+        plans_configuration = self.configuration_manager
+        if self.stage == 1:
+            self.configuration_manager = slab_configuration(
+                plans_configuration, self.slab_depth, self.slab_batch_size
+            )
+        try:
+            yield
+        finally:
+            self.configuration_manager = plans_configuration
+
+    def _set_batch_size_and_oversample(self) -> None:
+        # with several GPUs nnU-Net replaces the percentage by this rank's share of it
+        self.oversample_foreground_percent = self._oversample_foreground_percent
+        with self._stage_configuration():
+            super()._set_batch_size_and_oversample()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, StagePolyLRScheduler]:
+        """AdamW over what the stage trains; gradients are clipped once more, nnU-Net's limit of 12 being wider."""
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.initial_lr, weight_decay=self.weight_decay)
+
+        def clip(*_: Any) -> None:
+            clip_grad_norm_(parameters, self.gradient_clip)
+
+        optimizer.register_step_pre_hook(clip)
+        scheduler = StagePolyLRScheduler(
+            optimizer, self.schedule.recipe(self.stage), self.schedule.first_epoch(self.stage)
+        )
+        return optimizer, scheduler
+
+    def _build_loss(self) -> nn.Module:
+        with self._stage_configuration():
+            loss = super()._build_loss()
+        loss.weight_ce, loss.weight_dice = self.ce_weight, self.dice_weight
+        return loss
+
+    # ---- data ----
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """nnU-Net's; in stage 1 for slabs. The mirroring axes of inference are always stage 2's."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.slab_depth % 2 == 0 and mirror_axes is not None:
+            # a mirrored slab of even K has its central slice elsewhere
+            mirror_axes = tuple(axis for axis in mirror_axes if axis != 0)
+            self.inference_allowed_mirroring_axes = mirror_axes
+        if self.stage == 2:
+            return rotation, dummy_2d, initial_patch_size, mirror_axes
+        with self._stage_configuration():
+            depth, *in_plane = self.configuration_manager.patch_size
+        in_plane = get_patch_size(in_plane, IN_PLANE_ROTATION, (0, 0), (0, 0), IN_PLANE_SCALING)
+        return IN_PLANE_ROTATION, True, [depth, *in_plane], mirror_axes
+
+    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
+        """Loaders of the current stage for training and validation."""
+        return super().get_dataloaders() if self.stage == 2 else self._slab_dataloaders()
+
+    def _slab_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
+        """Batches of ``data`` ``(b, C, K, h, w)`` and ``target`` ``(b, 1 or regions, 1, h, w)``."""
+        with self._stage_configuration():
+            patch_size = self.configuration_manager.patch_size
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        labels: dict[str, Any] = {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": self.label_manager.foreground_labels,
+            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
+            "ignore_label": self.label_manager.ignore_label,
+        }
+        train_transforms = self.get_training_transforms(
+            patch_size,
+            rotation,
+            None,
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+            **labels,
+        )
+        val_transforms = self.get_validation_transforms(None, **labels)
+        train_data, val_data = self.get_tr_and_val_datasets()
+        train, val = (
+            slab_loader(
+                data,
+                self.batch_size,
+                size,
+                patch_size,
+                self.label_manager,
+                transforms,
+                self.slab_depth,
+                self.oversample_foreground_percent,
+                self.probabilistic_oversampling,
+            )
+            for data, size, transforms in (
+                (train_data, initial_patch_size, train_transforms),
+                (val_data, patch_size, val_transforms),
+            )
+        )
+        processes, pin_memory = get_allowed_n_proc_DA(), self.device.type == "cuda"
+        return (
+            start_workers(train, processes, max(6, processes // 2), pin_memory),
+            start_workers(val, min(processes, max(1, processes // 2)), max(3, processes // 4), pin_memory),
+        )
+
+    # ---- training ----
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        if not self.module.has_weights:  # neither resumed nor started with -pretrained_weights
+            self._load_pretrained_vit()
+        self._enter_stage()  # weights that were loaded brought their own stage along
+        super().on_train_start()
+
+    def _load_pretrained_vit(self) -> None:
+        if not self.pretrained:
+            self.print_to_log_file(f"{type(self).__name__} starts from random weights: there are none of its size.")
+            return
+        weights = load_pretrained_weights(VARIANTS[self.variant].vit_name, self.module.pretrained_shapes())
+        if weights is None:
+            self.print_to_log_file("DINOMED3D_WEIGHTS=random: training starts from random weights, as asked for.")
+            return
+        self.module.load_pretrained(weights.tensors)
+        self.print_to_log_file(weights.report())
+
+    def on_epoch_start(self) -> None:
+        if self.schedule.stage(self.current_epoch) != self.stage:
+            self._switch_to_stage2()
+        super().on_epoch_start()
+
+    def _switch_to_stage2(self) -> None:
+        stop_workers(self.dataloader_train)
+        stop_workers(self.dataloader_val)
+        self._load_best_of_stage1()
+        self._best_ema = None
+        self._begin_stage(2)
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+
+    def _load_best_of_stage1(self) -> None:
+        if self.disable_checkpointing:
+            self.print_to_log_file("Checkpointing is disabled: stage 2 starts from the last epoch of stage 1.")
+            return
+        if self.is_ddp:
+            dist.barrier()  # rank 0 wrote the file
+        filename = join(self.output_folder, STAGE1_BEST)
+        if not isfile(filename):
+            raise FileNotFoundError(
+                f"{filename} is missing, the best epoch of stage 1, from which stage 2 starts. Put it back, or train "
+                "from the beginning (without --c)."
+            )
+        checkpoint = torch.load(filename, map_location=self.device, weights_only=False)  # nnU-Net's own, just written
+        self.module.load_state_dict(checkpoint["network_weights"])
+        self.print_to_log_file(f"Stage 2 starts from epoch {checkpoint['current_epoch'] - 1}, the best of stage 1.")
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        if self.current_epoch == self.schedule.first_epoch(2):
+            # nnU-Net's moving average would run on, and stage 1's Dice of slabs inflate stage 2's of patches
+            self.logger.get_value("ema_fg_dice", step=None)[-1] = self.logger.get_value("mean_fg_dice", step=-1)
+
+    # ---- checkpoints and validation ----
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's; the best epoch of stage 1 has a file of its own, so that ``checkpoint_best.pth`` is stage 2's."""
+        if self.stage == 1 and basename(filename) == "checkpoint_best.pth":
+            filename = join(dirname(filename), STAGE1_BEST)
+        super().save_checkpoint(filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """nnU-Net's, in the stage of the checkpoint: its last epoch's, also at the boundary."""
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", mmap=True, weights_only=False)
+        stage = int(checkpoint["network_weights"]["_extra_state"])
+        if stage != self.stage:
+            self._begin_stage(stage)
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's, on volumes and with LoRA merged into the frozen weights."""
+        self.module.set_stage(self.stage)
+        with self.module.merged_lora():
+            super().perform_actual_validation(save_probabilities)

@@ -1,0 +1,62 @@
+"""Packaging of nnunetv2_dinomed3d. Each dependency stands here with what it is for and why it is bounded as it is."""
+
+import sys
+
+from setuptools import find_packages, setup
+
+ENTRY = "nnunetv2_dinomed3d/nnunet_entry"
+
+INSTALL_REQUIRES = [
+    "nnunetv2>=2.8,<3",  # the trainer's base class; 2.8: nnUNet_extTrainer, build_network_architecture(plans_manager, ...)
+    "torch>=2.6",  # the network; 2.6 is the oldest that is tested
+    "timm>=1.0.20",  # DINOv3's ViTs, which came with 1.0.20
+    "dynamic-network-architectures>=0.4.4",  # nnU-Net's own, it also caps timm: 0.4.4 is the first to admit 1.0.20
+    "peft>=0.18",  # LoRA; the oldest that runs beside transformers 5, which pip installs with it
+    "batchgenerators>=0.25.1",  # nnU-Net's loader workers, started for slabs as nnU-Net starts its own
+    "batchgeneratorsv2>=0.3.2",  # the base class of a transform
+    "einops>=0.7",  # every move of axes, readable
+    "numpy>=1.24",
+    "safetensors>=0.4",  # weights without unpickling
+    "huggingface_hub>=0.25",  # weights from the hub when none are named
+    "SimpleITK>=2.2.1",  # the demo's NIfTI files
+    "matplotlib>=3.7",  # the demo's picture
+]
+
+EXTRAS_REQUIRE = {
+    "test": [
+        "pytest>=8",
+        "ruff>=0.12",
+        "mypy>=1.15",
+        "transformers>=4.56",  # independent DINOv3 code to compare loaded weights with
+    ],
+}
+
+
+def entry_module() -> dict:
+    """The module that a wheel adds to nnU-Net's folder of trainers, so that ``-tr`` finds ours without a setting.
+
+    Not in an editable install: its import hook would have to answer for the name ``nnunetv2``. There
+    ``nnUNet_extTrainer`` points at the module's folder (``dinomed3d trainer-path``).
+    """
+    if {"editable_wheel", "develop"} & set(sys.argv):
+        return {}
+    return {
+        "py_modules": ["nnunetv2.training.nnUNetTrainer.dinomed3d_trainers"],
+        "package_dir": {"nnunetv2.training.nnUNetTrainer": ENTRY},
+    }
+
+
+setup(
+    name="nnunetv2_dinomed3d",
+    version="0.1.0",
+    description="DINO-Med3D, a 3D segmentation network on DINOv3, as a trainer of nnU-Net v2",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["nnunetv2_dinomed3d", "nnunetv2_dinomed3d.*"]),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["dinomed3d=nnunetv2_dinomed3d.cli:main"]},
+    **entry_module(),
+)

@@ -1,0 +1,117 @@
+"""Fixtures: a small data set, preprocessed by nnU-Net's own command, and trainers on it."""
+
+import json
+import os
+import subprocess
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunetv2_dinomed3d.entry import trainer_folder
+
+SHARED = Path(__file__).parents[2] / "shared"
+TEST_TRAINERS = Path(__file__).parent / "trainers"
+DATASET = "Dataset901_Test"
+CASES = 5
+
+
+def write_case(folder: Path, name: str, rng: np.random.Generator) -> None:
+    """A bright box in noise; odd extents, thick slices."""
+    image = rng.normal(0, 1, (9, 30, 26)).astype(np.float32)
+    labels = np.zeros(image.shape, np.uint8)
+    z, y, x = rng.integers(0, 4), *rng.integers(2, 12, 2)
+    labels[z : z + 5, y : y + 12, x : x + 10] = 1
+    image[labels == 1] += 4
+    for array, kind, suffix in ((image, "imagesTr", "_0000"), (labels, "labelsTr", "")):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        volume = sitk.GetImageFromArray(array)
+        volume.SetSpacing((1.0, 1.0, 3.0))
+        sitk.WriteImage(volume, str(folder / kind / f"{name}{suffix}.nii.gz"))
+
+
+@pytest.fixture(scope="session")
+def nnunet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """nnU-Net's folders, our trainers and the tests' own, for this process and its children."""
+    root = tmp_path_factory.mktemp("nnunet")
+    settings = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for folder in settings.values():
+        Path(folder).mkdir()
+    settings |= {
+        "nnUNet_extTrainer": os.pathsep.join([str(trainer_folder()), str(TEST_TRAINERS)]),
+        "nnUNet_n_proc_DA": "0",
+        "nnUNet_def_n_proc": "2",
+        "nnUNet_wandb_enabled": "0",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DINOMED3D_WEIGHTS", raising=False)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def run(nnunet_environment: dict[str, str]) -> Callable[..., str]:
+    """Run a command line with nnU-Net's settings; its output, or a failure that shows it."""
+
+    def run(*command: str | Path, **settings: str) -> str:
+        done = subprocess.run(
+            [str(word) for word in command],
+            env={**os.environ, **settings},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode:
+            pytest.fail(f"{command} ended with {done.returncode}:\n{done.stdout[-6000:]}")
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def preprocessed(nnunet_environment: dict[str, str], run: Callable[..., str]) -> Path:
+    """The small data set, planned and preprocessed for 3d_fullres and 2d."""
+    raw = Path(nnunet_environment["nnUNet_raw"]) / DATASET
+    rng = np.random.default_rng(0)
+    for i in range(CASES):
+        write_case(raw, f"case_{i}", rng)
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "box": 1},
+        "numTraining": CASES,
+        "file_ending": ".nii.gz",
+    }
+    (raw / "dataset.json").write_text(json.dumps(description))
+    run("nnUNetv2_plan_and_preprocess", "-d", "901", "-c", "3d_fullres", "2d")
+    return Path(nnunet_environment["nnUNet_preprocessed"]) / DATASET
+
+
+@pytest.fixture
+def make_trainer(
+    preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., "nnUNetTrainer"]:  # noqa: F821
+    """Build a trainer on the small data set; results go to a folder of this test."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+
+    def make(trainer_class: type, configuration: str = "3d_fullres", fold: int = 0):
+        plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+        plans["continue_training"] = False
+        dataset = json.loads((preprocessed / "dataset.json").read_text())
+        return trainer_class(plans, configuration, fold, dataset, torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real data beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not there: no real data")
+    return SHARED
