@@ -1,0 +1,137 @@
+"""Names of a DINOv3 ViT's tensors: from each format in which weights are published to timm's.
+
+Everything here is a pure function of names and tensors. What a format has and timm's ViT lacks is dropped by name,
+never because nobody asked for it: whatever else is left over stays in the result, for `check` to find.
+
+The ViT has no qkv bias. DINOv3's released weights have one of zeros in some formats; it is dropped only if it is zero.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+
+def to_timm(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """The format's name, recognised by the name of the register tokens, and the tensors under timm's names.
+
+    Raises:
+        ValueError: not a DINOv3 ViT in a known format, two tensors would get one name, or a qkv bias is not zero.
+    """
+    formats = {
+        "storage_tokens": ("meta", from_meta),
+        "reg_token": ("timm", from_timm),
+        "embeddings.register_tokens": ("transformers", from_transformers),
+    }
+    for mark, (name, rename) in formats.items():
+        if mark in state:
+            return name, rename(state)
+    raise ValueError(
+        f"no DINOv3 ViT in a known format: none of the tensors {', '.join(formats)} is there "
+        f"(the first of {len(state)} are {', '.join(list(state)[:5]) or 'none'}). Other models, such as DINOv2 or "
+        "DINOv3's ConvNeXts, cannot be used, nor tensors whose names have a prefix."
+    )
+
+
+def from_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of Meta's own checkpoints. The RoPE periods are a constant; the mask token serves pretraining only."""
+    kept = {}
+    for name, tensor in state.items():
+        if name.endswith(".attn.qkv.bias"):
+            _require_zero(name, _bias_in_use(tensor, state.get(f"{name}_mask")))
+        elif name not in ("mask_token", "rope_embed.periods") and not (
+            name.endswith(".bias_mask") or name.startswith("local_cls_norm.")
+        ):
+            kept[name] = tensor
+    return _rename(
+        kept,
+        [
+            (r"^storage_tokens$", "reg_token"),
+            (r"\.ls([12])\.gamma$", r".gamma_\1"),
+            (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+            (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+            (r"\.mlp\.w3\.", ".mlp.fc2."),
+        ],
+    )
+
+
+def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a timm ViT, which may be a ``_qkvb`` one."""
+    return _without_zero_biases(state, r"\.attn\.(q_bias|k_bias|v_bias|qkv\.bias)$")
+
+
+def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of Hugging Face's ``DINOv3ViTModel``: a file's ``layer.0``, or ``model.layer.0`` as in its state dict."""
+    kept = _without_zero_biases(state, r"\.attention\.[qkv]_proj\.bias$")
+    kept.pop("embeddings.mask_token", None)
+    gated = any(".mlp.gate_proj." in name for name in kept)
+    return _rename(
+        _fuse_qkv(kept),
+        [
+            (r"^embeddings\.cls_token$", "cls_token"),
+            (r"^embeddings\.register_tokens$", "reg_token"),
+            (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+            (r"^(model\.)?layer\.", "blocks."),
+            (r"\.attention\.qkv\.", ".attn.qkv."),
+            (r"\.attention\.o_proj\.", ".attn.proj."),
+            (r"\.layer_scale([12])\.lambda1$", r".gamma_\1"),
+            (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+            (r"\.mlp\.up_proj\.", ".mlp.fc1_x." if gated else ".mlp.fc1."),
+            (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+        ],
+    )
+
+
+def _rename(state: Mapping[str, Tensor], replacements: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """``state`` with every (regular expression, replacement) applied to its names."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        new = name
+        for pattern, replacement in replacements:
+            new = re.sub(pattern, replacement, new)
+        if new in renamed:
+            raise ValueError(f"two tensors are {new} in timm's names, one of them {name}: which to use is not clear.")
+        renamed[new] = tensor
+    return renamed
+
+
+def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where a block has q, k and v weights ``(E, E)``, one ``(3 E, E)`` in their place; an incomplete set stays."""
+    fused = dict(state)
+    for query in state:
+        if not query.endswith(".attention.q_proj.weight"):
+            continue
+        parts = [query.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+        if all(part in state and state[part].shape == state[query].shape for part in parts):
+            fused[query.replace(".q_proj.", ".qkv.")] = torch.cat([fused.pop(part) for part in parts])
+    return fused
+
+
+def _bias_in_use(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """What Meta's model adds of a qkv bias ``(3 E,)``: with a mask, neither k's third nor where the mask is 0.
+
+    The mask may hold NaN where it is not 0: Meta's code makes it so, and fills it later.
+    """
+    if mask is None or mask.shape != bias.shape:
+        return bias
+    masked = mask == 0
+    width = len(bias) // 3
+    masked[width : 2 * width] = True
+    return bias[~masked]
+
+
+def _without_zero_biases(state: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
+    """``state`` without the tensors whose names match, all of which have to be zero."""
+    biases = {name for name in state if re.search(pattern, name)}
+    for name in biases:
+        _require_zero(name, state[name])
+    return {name: tensor for name, tensor in state.items() if name not in biases}
+
+
+def _require_zero(name: str, bias: Tensor) -> None:
+    if not bool((bias == 0).all()):
+        raise ValueError(
+            f"{name} is not zero (up to {bias.float().abs().max().item():.3g}), but this ViT has no qkv bias. All "
+            "DINOv3 weights that Meta released have zeros there: use those, not weights trained further with a bias."
+        )
