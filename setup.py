@@ -1,13 +1,14 @@
 """Packaging of nnunetv2_dinomed3d. Each dependency stands here with what it is for and why it is bounded as it is."""
 
 import sys
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ENTRY = "nnunetv2_dinomed3d/nnunet_entry"
 
 INSTALL_REQUIRES = [
-    "nnunetv2>=2.8,<3",  # the trainer's base class; 2.8: nnUNet_extTrainer, build_network_architecture(plans_manager, ...)
+    "nnunetv2>=2.8,<3",  # the trainer's base class; 2.8 brought nnUNet_extTrainer
     "torch>=2.6",  # the network; 2.6 is the oldest that is tested
     "timm>=1.0.20",  # DINOv3's ViTs, which came with 1.0.20
     "dynamic-network-architectures>=0.4.4",  # nnU-Net's own, it also caps timm: 0.4.4 is the first to admit 1.0.20
@@ -19,7 +20,9 @@ INSTALL_REQUIRES = [
     "safetensors>=0.4",  # weights without unpickling
     "huggingface_hub>=0.25",  # weights from the hub when none are named
     "SimpleITK>=2.2.1",  # the demo's NIfTI files
+    "scipy>=1.10",  # the demo's texture
     "matplotlib>=3.7",  # the demo's picture
+    "packaging>=22",  # doctor compares versions
 ]
 
 EXTRAS_REQUIRE = {
@@ -27,6 +30,7 @@ EXTRAS_REQUIRE = {
         "pytest>=8",
         "ruff>=0.12",
         "mypy>=1.15",
+        "setuptools>=70.1",  # a test builds the wheel
         "transformers>=4.56",  # independent DINOv3 code to compare loaded weights with
     ],
 }
@@ -50,7 +54,7 @@ setup(
     name="nnunetv2_dinomed3d",
     version="0.1.0",
     description="DINO-Med3D, a 3D segmentation network on DINOv3, as a trainer of nnU-Net v2",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",

@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="check whether training could run here, and say what to do if not")
     command.set_defaults(run=_doctor)
 
-    command = commands.add_parser("demo", help="make a small data set, train the nano trainer on it, predict and measure")
+    command = commands.add_parser(
+        "demo", help="make a small data set, train the nano trainer on it, predict and measure"
+    )
     command.add_argument(
         "--out", type=Path, default=Path("dinomed3d_demo"), metavar="DIR", help="folder to fill (default: %(default)s)"
     )

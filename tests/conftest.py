@@ -94,9 +94,7 @@ def preprocessed(nnunet_environment: dict[str, str], run: Callable[..., str]) ->
 
 
 @pytest.fixture
-def make_trainer(
-    preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., "nnUNetTrainer"]:  # noqa: F821
+def make_trainer(preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., "nnUNetTrainer"]:  # noqa: F821
     """Build a trainer on the small data set; results go to a folder of this test."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
 

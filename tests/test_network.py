@@ -164,7 +164,9 @@ def test_loaded_weights_predict_as_the_stage_they_are_of(stage: int) -> None:
     assert torch.equal(loaded.eval()(x), trained.eval()(x))
 
 
-@pytest.mark.parametrize(("vit_name", "per_block"), [("vit_small_patch16_dinov3", 4), ("vit_small_plus_patch16_dinov3", 5)])
+@pytest.mark.parametrize(
+    ("vit_name", "per_block"), [("vit_small_patch16_dinov3", 4), ("vit_small_plus_patch16_dinov3", 5)]
+)
 def test_lora_is_on_every_linear_layer_of_the_blocks(vit_name: str, per_block: int) -> None:
     """peft skips names that it does not find: a SwiGLU MLP has others."""
     encoder = SlabEncoder(1, 3, vit_name, TINY_VIT, 4, 4, 0.1)
@@ -182,8 +184,10 @@ def test_merged_lora_predicts_the_same_and_leaves_no_trace() -> None:
     x = torch.randn(1, 1, 4, 32, 32)
     plain, before = network(x), copy.deepcopy(network.state_dict())
     with network.merged_lora():
-        assert not torch.equal(network.state_dict()["encoder.vit.blocks.0.attn.qkv.base_layer.weight"],
-                               before["encoder.vit.blocks.0.attn.qkv.base_layer.weight"])
+        assert not torch.equal(
+            network.state_dict()["encoder.vit.blocks.0.attn.qkv.base_layer.weight"],
+            before["encoder.vit.blocks.0.attn.qkv.base_layer.weight"],
+        )
         torch.testing.assert_close(network(x), plain, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert torch.equal(network(x), plain)

@@ -32,7 +32,14 @@ class NumberedSlices:
 def loader(depth: int, slab_depth: int, transforms, oversample: float = 0.33, batch_size: int = 8):
     loaded = loaded_depth(slab_depth)
     return slab_loader(
-        NumberedSlices(depth), batch_size, [loaded, 24, 24], [loaded, 16, 16], LABELS, transforms, slab_depth, oversample,
+        NumberedSlices(depth),
+        batch_size,
+        [loaded, 24, 24],
+        [loaded, 16, 16],
+        LABELS,
+        transforms,
+        slab_depth,
+        oversample,
         False,
     )
 

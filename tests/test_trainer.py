@@ -117,7 +117,12 @@ def test_recipe_of_the_paper(make_trainer: MakeTrainer) -> None:
         assert trainer.num_iterations_per_epoch == 250
         assert [trainer.schedule.recipe(stage).epochs for stage in (1, 2)] == [50, 50]
         assert [trainer.schedule.recipe(stage).lr for stage in (1, 2)] == [1e-5, 1e-4]
-        assert (trainer.weight_decay, trainer.gradient_clip, trainer.slab_depth, trainer.slab_batch_size) == (0.01, 1, 3, 24)
+        assert (trainer.weight_decay, trainer.gradient_clip, trainer.slab_depth, trainer.slab_batch_size) == (
+            0.01,
+            1,
+            3,
+            24,
+        )
 
 
 def test_inference_mirrors_as_stage_2_trains(make_trainer: MakeTrainer) -> None:
@@ -148,7 +153,7 @@ def test_even_slabs_are_not_mirrored_in_depth(make_trainer: MakeTrainer) -> None
 
 
 def test_best_of_stage2_is_not_judged_by_stage1(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stage 1's Dice of slabs, higher here, must neither inflate stage 2's average nor keep its best from being saved."""
+    """Stage 1's Dice, of slabs and higher here, must not inflate stage 2's average or hide its best epoch."""
     trainer = make_trainer(Seeded)
     dice = {0: 0.9, 1: 0.8, 2: 0.2, 3: 0.3}
 
@@ -245,7 +250,12 @@ def test_predictor_and_trainer_agree(trained: nnUNetTrainerDINOMed3D, preprocess
     data = torch.randn(1, *trained.configuration_manager.patch_size)
     direct = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     direct.manual_initialization(
-        trained.network, trained.plans_manager, trained.configuration_manager, None, trained.dataset_json, "",
+        trained.network,
+        trained.plans_manager,
+        trained.configuration_manager,
+        None,
+        trained.dataset_json,
+        "",
         trained.inference_allowed_mirroring_axes,
     )
     with trained.module.merged_lora():
@@ -254,7 +264,9 @@ def test_predictor_and_trainer_agree(trained: nnUNetTrainerDINOMed3D, preprocess
     torch.testing.assert_close(predictor.predict_sliding_window_return_logits(data), merged, rtol=1e-2, atol=1e-2)
 
 
-def test_building_needs_no_weights(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, preprocessed: Path) -> None:
+def test_building_needs_no_weights(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, preprocessed: Path
+) -> None:
     """nnUNetv2_predict builds the network on machines that have none."""
     monkeypatch.setenv("DINOMED3D_WEIGHTS", "/nowhere")
     plans = PlansManager(str(preprocessed / "nnUNetPlans.json"))

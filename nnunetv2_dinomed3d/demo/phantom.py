@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - its usual name
+import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
-SHAPE = (16, 48, 48)
+SHAPE = (12, 40, 40)
 """Slices, rows, columns."""
 SPACING = (1.0, 1.0, 3.0)
 """Millimetres in SimpleITK's order x, y, z: slices are thick."""
@@ -28,16 +28,16 @@ def make_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     bright as the nodule: intensity alone does not tell it.
     """
     middle = np.array(SHAPE) / 2
-    centre = middle + rng.uniform(-1, 1, 3) * (1.0, 4.0, 4.0)
-    radii = rng.uniform((5.0, 11.0, 11.0), (6.5, 15.0, 15.0))
+    centre = middle + rng.uniform(-1, 1, 3) * (0.5, 3.0, 3.0)
+    radii = rng.uniform((4.0, 9.0, 9.0), (5.0, 12.0, 12.0))
     organ = _ellipsoid(centre, radii)
-    nodule = _ellipsoid(centre + rng.uniform(-0.4, 0.4, 3) * radii, rng.uniform((2.0, 4.5, 4.5), (2.6, 6.0, 6.0)))
+    nodule = _ellipsoid(centre + rng.uniform(-0.4, 0.4, 3) * radii, rng.uniform((1.6, 3.8, 3.8), (2.2, 5.2, 5.2)))
     nodule &= organ
 
     image = np.full(SHAPE, BACKGROUND_INTENSITY)
     for corner in rng.choice([(-1, -1), (-1, 1), (1, -1), (1, 1)], size=2, replace=False):
-        blob_centre = middle + (rng.uniform(-3, 3), *(corner * rng.uniform(18, 20, 2)))
-        image[_ellipsoid(blob_centre, rng.uniform((2.0, 3.0, 3.0), (2.6, 4.0, 4.0))) & ~organ] = NODULE_INTENSITY
+        offset = np.array([rng.uniform(-2, 2), *(corner * rng.uniform(15, 17, 2))])
+        image[_ellipsoid(middle + offset, rng.uniform((1.6, 2.8, 2.8), (2.2, 3.6, 3.6))) & ~organ] = NODULE_INTENSITY
     image[organ] = ORGAN_INTENSITY
     image[nodule] = NODULE_INTENSITY
     texture = gaussian_filter(rng.standard_normal(SHAPE), (0.5, 1.5, 1.5))

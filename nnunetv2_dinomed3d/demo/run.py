@@ -62,7 +62,9 @@ def _report(out: Path, summary: Path, picture: Path, seconds: float) -> bool:
     print("  nnUNet_preprocessed  plans and preprocessed data")
     print("  nnUNet_results       the trained model, training log, progress.png")
     print("  predictions          segmentations of the held-out cases")
-    print("The network is tiny and was trained from nothing: this shows that everything runs, not how good the method is.")
+    print(
+        "The network is tiny and was trained from nothing: this shows that everything runs, not how good the method is."
+    )
     return reached
 
 
@@ -91,11 +93,8 @@ def run_demo(out: Path) -> int:
     make_dataset(raw, TRAINING_CASES, TEST_CASES)
     _run(["nnUNetv2_plan_and_preprocess", "-d", dataset_id, "-c", "3d_fullres"], environment)
     _run(["nnUNetv2_train", dataset_id, "3d_fullres", "0", "-tr", TRAINER, "-device", device], environment)
-    _run(
-        ["nnUNetv2_predict", "-i", str(raw / "imagesTs"), "-o", str(predictions), "-d", dataset_id, "-c", "3d_fullres"]
-        + ["-f", "0", "-tr", TRAINER, "-device", device],
-        environment,
-    )
+    model = ["-d", dataset_id, "-c", "3d_fullres", "-f", "0", "-tr", TRAINER, "-device", device]
+    _run(["nnUNetv2_predict", "-i", str(raw / "imagesTs"), "-o", str(predictions), *model], environment)
     foreground = [str(value) for value in LABELS.values() if value]
     _run(
         ["nnUNetv2_evaluate_simple", str(raw / "labelsTs"), str(predictions), "-l", *foreground, "-o", str(summary)],

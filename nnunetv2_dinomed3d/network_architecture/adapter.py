@@ -18,7 +18,11 @@ def _resample(channels: int, level_stride: int, token_stride: int, depth_alignme
         factor = token_stride // level_stride
         kernel_depth, padding_depth = (factor, 0) if depth_alignment == "released" else (3, 1)
         return nn.ConvTranspose3d(
-            channels, channels, (kernel_depth, factor, factor), stride=(1, factor, factor), padding=(padding_depth, 0, 0)
+            channels,
+            channels,
+            (kernel_depth, factor, factor),
+            stride=(1, factor, factor),
+            padding=(padding_depth, 0, 0),
         )
     if level_stride > token_stride:
         factor = level_stride // token_stride

@@ -1,6 +1,6 @@
 """Slab encoder: ICE and a DINOv3 ViT with LoRA (context stream of DINO-Med3D, stages 1 and 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nnunetv2_dinomed3d.network_architecture.slab import PATCH, InterSliceContextEmbedding
 
 LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc1_g|fc1_x|fc2))"
-"""Linear layers of the Transformer blocks. ``fc1_g`` and ``fc1_x`` are the two halves of a SwiGLU MLP (plus-sized ViTs)."""
+"""Linear layers of the Transformer blocks; ``fc1_g`` and ``fc1_x`` are of a SwiGLU MLP (plus-sized ViTs)."""
 
 FEATURE_LEVELS = 4
 
@@ -112,8 +112,8 @@ class SlabEncoder(nn.Module):
         return [module for module in self.vit.modules() if isinstance(module, LoraLayer)]
 
     @contextmanager
-    def merged_lora(self):
-        """While open, the LoRA matrices are folded into the weights; afterwards these are what they were, bit by bit."""
+    def merged_lora(self) -> Iterator[None]:
+        """While open, LoRA is folded into the weights; afterwards these are what they were, bit by bit."""
         layers = [layer for layer in self.lora_layers() if not layer.disable_adapters and not layer.merged]
         weights = [layer.get_base_layer().weight.detach().clone() for layer in layers]
         try:
@@ -161,4 +161,5 @@ class SlabEncoder(nn.Module):
         self.ice.load_patch_embedding(weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"])
         state = {mine: weights[name] for name, mine in self._pretrained_names().items()}
         missing, unexpected = self.vit.load_state_dict(state, strict=False)
-        assert not unexpected and all(".lora_" in name for name in missing), (missing, unexpected)
+        assert not unexpected, unexpected
+        assert all(".lora_" in name for name in missing), missing

@@ -1,10 +1,11 @@
 """DINO-Med3D: one module for both stages of the method.
 
-A stage is a mode of the module: what ``forward`` computes and what requires a gradient. The state dict has the same keys
-in both, and carries the stage, so that a checkpoint of either predicts as what it is.
+A stage is a mode of the module: what ``forward`` computes and what requires a gradient. The state dict has the same
+keys in both, and carries the stage, so that a checkpoint of either predicts as what it is.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +100,7 @@ class DINOMed3D(nn.Module):
         self.set_stage(2)
 
     def set_stage(self, stage: int, bare_slabs: bool = False) -> None:
-        """Enter stage 1 (ICE, ViT and the linear head are trained) or 2 (LoRA, adapter, detail, fusion and decoder are).
+        """Enter stage 1 (trained: ICE, ViT, linear head) or 2 (trained: LoRA, adapter, detail, fusion, decoder).
 
         Args:
             stage: 1 or 2.
@@ -164,8 +165,8 @@ class DINOMed3D(nn.Module):
         """Recompute the ViT's blocks in the backward pass instead of keeping what they saved."""
         self.encoder.vit.set_grad_checkpointing(enable)
 
-    def merged_lora(self):
-        """Context manager: LoRA folded into the frozen weights, exactly undone afterwards. For prediction."""
+    def merged_lora(self) -> AbstractContextManager[None]:
+        """LoRA folded into the frozen weights while open, exactly undone afterwards. For prediction."""
         return self.encoder.merged_lora()
 
     def pretrained_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -178,7 +179,7 @@ class DINOMed3D(nn.Module):
         self.has_weights = True
 
     def get_extra_state(self) -> Tensor:
-        """The stage, for the state dict (a tensor: nnU-Net's ``-pretrained_weights`` asks every entry for its shape)."""
+        """The stage, for the state dict; a tensor, since nnU-Net asks each entry of a state dict for its shape."""
         return torch.tensor(self.stage)
 
     def set_extra_state(self, state: Tensor) -> None:

@@ -58,8 +58,9 @@ def inflate_patch_embedding(weight: Tensor, in_channels: int, slab_depth: int) -
     """
     colours = weight.shape[1]
     start = torch.maximum(torch.arange(slab_depth)[:, None] / slab_depth, torch.arange(colours)[None] / colours)
-    end = torch.minimum(torch.arange(1, slab_depth + 1)[:, None] / slab_depth,
-                        torch.arange(1, colours + 1)[None] / colours)
+    end = torch.minimum(
+        torch.arange(1, slab_depth + 1)[:, None] / slab_depth, torch.arange(1, colours + 1)[None] / colours
+    )
     share = ((end - start).clamp(min=0) * colours).to(weight)  # (K, 3), columns sum to 1
     if slab_depth == colours:
         share = torch.eye(colours).to(weight)  # exactly, not up to rounding
@@ -91,7 +92,7 @@ class InterSliceContextEmbedding(nn.Module):
         With ``pad_depth`` zero slices stand in for those outside the volume. Without, x is a bare slab: K slices give
         the embedding of the central one.
         """
-        assert x.shape[-2] % PATCH == 0 and x.shape[-1] % PATCH == 0, f"{tuple(x.shape)} is not a whole number of tokens"
+        assert x.shape[-2] % PATCH == x.shape[-1] % PATCH == 0, f"{tuple(x.shape)} is not a whole number of tokens"
         if pad_depth:
             before = self.slab_depth // 2
             x = F.pad(x, (0, 0, 0, 0, before, self.slab_depth - 1 - before))

@@ -29,7 +29,7 @@ def loaded_depth(slab_depth: int) -> int:
 def slab_configuration(
     configuration: ConfigurationManager, slab_depth: int, slab_batch_size: int
 ) -> ConfigurationManager:
-    """The plans' configuration as stage 1 sees it: many shallow patches, Dice over the batch as in nnU-Net's 2D plans."""
+    """The plans' configuration as stage 1 sees it: many shallow patches, Dice over the batch as in 2D plans."""
     _, height, width = configuration.patch_size
     return ConfigurationManager(
         {
@@ -45,7 +45,7 @@ class CutSlab(BasicTransform):
     """Keep the slab around the middle slice; the target is the middle slice.
 
     Args:
-        slab_depth: K; the slab has ``K // 2`` slices before the middle one, as `slab.InterSliceContextEmbedding` has it.
+        slab_depth: K; ``K // 2`` of the slices are before the middle one, as in `slab.InterSliceContextEmbedding`.
     """
 
     def __init__(self, slab_depth: int) -> None:

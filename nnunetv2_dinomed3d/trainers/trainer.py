@@ -1,6 +1,6 @@
 """DINO-Med3D on nnU-Net's hooks: one training that runs stage 1, switches, and runs stage 2.
 
-A change here is a delta to `nnUNetTrainer`; nothing of it is copied. Hyper-parameters are class attributes, the paper's.
+All here is a delta to `nnUNetTrainer`. Hyper-parameters are class attributes, the paper's.
 """
 
 from collections.abc import Iterator
@@ -157,9 +157,7 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         """While open, `configuration_manager` describes the batches of the current stage."""
         plans_configuration = self.configuration_manager
         if self.stage == 1:
-            self.configuration_manager = slab_configuration(
-                plans_configuration, self.slab_depth, self.slab_batch_size
-            )
+            self.configuration_manager = slab_configuration(plans_configuration, self.slab_depth, self.slab_batch_size)
         try:
             yield
         finally:
