@@ -40,7 +40,8 @@ def entry_module() -> dict:
     """The module that a wheel adds to nnU-Net's folder of trainers, so that ``-tr`` finds ours without a setting.
 
     Not in an editable install: its import hook would have to answer for the name ``nnunetv2``. There
-    ``nnUNet_extTrainer`` points at the module's folder (``dinomed3d trainer-path``).
+    ``nnUNet_extTrainer`` points at the module's folder (``dinomed3d trainer-path``). That folder is no package: of one,
+    setuptools would put the ``__init__.py`` over nnU-Net's.
     """
     if {"editable_wheel", "develop"} & set(sys.argv):
         return {}
@@ -59,6 +60,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["nnunetv2_dinomed3d", "nnunetv2_dinomed3d.*"]),
+    package_data={"nnunetv2_dinomed3d": ["nnunet_entry/*.py"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["dinomed3d=nnunetv2_dinomed3d.cli:main"]},

@@ -89,7 +89,8 @@ def preprocessed(nnunet_environment: dict[str, str], run: Callable[..., str]) ->
         "file_ending": ".nii.gz",
     }
     (raw / "dataset.json").write_text(json.dumps(description))
-    run("nnUNetv2_plan_and_preprocess", "-d", "901", "-c", "3d_fullres", "2d")
+    # nnU-Net's planner fails with 0 workers
+    run("nnUNetv2_plan_and_preprocess", "-d", "901", "-c", "3d_fullres", "2d", nnUNet_n_proc_DA="1")
     return Path(nnunet_environment["nnUNet_preprocessed"]) / DATASET
 
 

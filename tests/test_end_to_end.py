@@ -16,7 +16,7 @@ def prepare(run: Run, shared: Path, environment: dict[str, str], dataset: str) -
     raw = Path(environment["nnUNet_raw"]) / dataset
     if not raw.exists():
         shutil.copytree(shared / "data" / dataset, raw)
-        run("nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", "3d_fullres")
+        run("nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", "3d_fullres", nnUNet_n_proc_DA="1")
     return raw
 
 

@@ -1,6 +1,7 @@
 """Being found by ``-tr``: through nnUNet_extTrainer and from a wheel; never in a stock trainer's way."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,14 +20,20 @@ ENTRY = "training/nnUNetTrainer/dinomed3d_trainers.py"
 LOOKUP = """
 import sys
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-found = recursive_find_trainer_class_by_name({name!r})
-print("module:", found.__module__)
+for name in {names!r}:
+    found = recursive_find_trainer_class_by_name(name)
+    print(f"{{name}} is in {{found.__module__}}")
 print("imported:", sorted({{m.split(".")[0] for m in sys.modules}} & {{"nnunetv2_dinomed3d", "peft"}}))
 """
 
 
-def lookup(run: Callable[..., str], name: str, **settings: str) -> str:
-    return run(sys.executable, "-c", LOOKUP.format(name=name), **settings)
+def lookup(run: Callable[..., str], *names: str, **settings: str) -> str:
+    """Let nnU-Net look for trainers, in a process of its own."""
+    return run(sys.executable, "-c", LOOKUP.format(names=names), **settings)
+
+
+def assert_all_found(output: str) -> None:
+    assert set(re.findall(r"(\w+) is in nnunetv2_dinomed3d\.trainers\.", output)) == set(variants.__all__)
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +47,20 @@ def stock_nnunet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-@pytest.mark.parametrize("name", variants.__all__)
-def test_trainers_are_found_through_the_exported_folder(stock_nnunet: Path, run: Callable[..., str], name: str) -> None:
+def test_trainers_are_found_through_the_exported_folder(stock_nnunet: Path, run: Callable[..., str]) -> None:
     settings = {
         "nnUNet_extTrainer": str(trainer_folder()),
         "PYTHONPATH": os.pathsep.join([str(stock_nnunet), str(ROOT)]),
     }
-    output = lookup(run, name, **settings)
-    assert f"Using trainer '{name}' from: {trainer_folder()}" in output
-    assert "module: nnunetv2_dinomed3d.trainers." in output
+    output = lookup(run, *variants.__all__, **settings)
+    assert_all_found(output)
+    assert f"Using trainer 'nnUNetTrainerDINOMed3D' from: {trainer_folder()}" in output
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainerNoMirroring"])
-def test_a_stock_trainers_lookup_imports_nothing_of_ours(run: Callable[..., str], name: str) -> None:
+def test_a_stock_trainers_lookup_imports_nothing_of_ours(run: Callable[..., str]) -> None:
     """It would pay for peft, and a fault in it would break trainers that have nothing to do with us."""
-    output = lookup(run, name, nnUNet_extTrainer=str(trainer_folder()))
-    assert "module: nnunetv2.training.nnUNetTrainer" in output
+    output = lookup(run, "nnUNetTrainer", "nnUNetTrainerNoMirroring", nnUNet_extTrainer=str(trainer_folder()))
+    assert "nnUNetTrainerNoMirroring is in nnunetv2.training.nnUNetTrainer" in output
     assert "imported: []" in output
 
 
@@ -97,6 +102,5 @@ def test_trainers_are_found_after_a_wheel_install_with_no_setting(
     shutil.copytree(stock_nnunet, tmp_path / "site")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     settings = {"nnUNet_extTrainer": "", "PYTHONPATH": str(tmp_path / "site")}
-    for name in variants.__all__:
-        assert "module: nnunetv2_dinomed3d.trainers." in lookup(run, name, **settings)
+    assert_all_found(lookup(run, *variants.__all__, **settings))
     assert "imported: []" in lookup(run, "nnUNetTrainerNoMirroring", **settings)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -215,31 +216,19 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         """Batches of ``data`` ``(b, C, K, h, w)`` and ``target`` ``(b, 1 or regions, 1, h, w)``."""
         with self._stage_configuration():
             patch_size = self.configuration_manager.patch_size
-        rotation, dummy_2d, initial_patch_size, mirror_axes = (
-            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        labels: dict[str, Any] = {
-            "is_cascaded": self.is_cascaded,
-            "foreground_labels": self.label_manager.foreground_labels,
-            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
-            "ignore_label": self.label_manager.ignore_label,
-        }
-        train_transforms = self.get_training_transforms(
-            patch_size,
-            rotation,
-            None,
-            mirror_axes,
-            dummy_2d,
-            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
-            **labels,
-        )
-        val_transforms = self.get_validation_transforms(None, **labels)
+        augmentation = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         train_data, val_data = self.get_tr_and_val_datasets()
-        train, val = (
-            slab_loader(
+        loaders = []
+        for data, initial_patch_size, transforms in zip(
+            (train_data, val_data),
+            (augmentation[2], patch_size),
+            self._slab_transforms(patch_size, augmentation),
+            strict=True,
+        ):
+            loader = slab_loader(
                 data,
                 self.batch_size,
-                size,
+                initial_patch_size,
                 patch_size,
                 self.label_manager,
                 transforms,
@@ -247,15 +236,28 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
                 self.oversample_foreground_percent,
                 self.probabilistic_oversampling,
             )
-            for data, size, transforms in (
-                (train_data, initial_patch_size, train_transforms),
-                (val_data, patch_size, val_transforms),
-            )
-        )
+            loaders.append(loader)
         processes, pin_memory = get_allowed_n_proc_DA(), self.device.type == "cuda"
         return (
-            start_workers(train, processes, max(6, processes // 2), pin_memory),
-            start_workers(val, min(processes, max(1, processes // 2)), max(3, processes // 4), pin_memory),
+            start_workers(loaders[0], processes, max(6, processes // 2), pin_memory),
+            start_workers(loaders[1], min(processes, max(1, processes // 2)), max(3, processes // 4), pin_memory),
+        )
+
+    def _slab_transforms(self, patch_size: list[int], augmentation: tuple) -> tuple[BasicTransform, BasicTransform]:
+        """nnU-Net's transforms of training and validation for patches that slabs are cut from."""
+        rotation, dummy_2d, _, mirror_axes = augmentation
+        labels: dict[str, Any] = {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": self.label_manager.foreground_labels,
+            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
+            "ignore_label": self.label_manager.ignore_label,
+        }
+        masked = self.configuration_manager.use_mask_for_norm
+        return (
+            self.get_training_transforms(
+                patch_size, rotation, None, mirror_axes, dummy_2d, use_mask_for_norm=masked, **labels
+            ),
+            self.get_validation_transforms(None, **labels),
         )
 
     # ---- training ----
@@ -331,6 +333,10 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         if stage != self.stage:
             self._begin_stage(stage)
         super().load_checkpoint(filename_or_checkpoint)
+        # nnU-Net writes checkpoint_latest.pth before it looks whether the epoch was the best: what that file says of the
+        # best is an epoch old
+        averages = self.logger.get_value("ema_fg_dice", step=None)
+        self._best_ema = max(averages[self.schedule.first_epoch(stage) :], default=None)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's, on volumes and with LoRA merged into the frozen weights."""
