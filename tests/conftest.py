@@ -14,6 +14,8 @@ import torch
 
 from nnunetv2_dinomed3d.entry import trainer_folder
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
+
 SHARED = Path(__file__).parents[2] / "shared"
 TEST_TRAINERS = Path(__file__).parent / "trainers"
 DATASET = "Dataset901_Test"
@@ -46,7 +48,6 @@ def nnunet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
         "nnUNet_n_proc_DA": "0",
         "nnUNet_def_n_proc": "2",
         "nnUNet_wandb_enabled": "0",
-        "HF_HUB_OFFLINE": "1",
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -228,8 +228,9 @@ def test_without_checkpoints_stage2_starts_from_the_last_epoch(make_trainer: Mak
 # ---- prediction ----
 
 
-def test_predictor_and_trainer_agree(trained: nnUNetTrainerDINOMed3D, preprocessed: Path, tmp_path: Path) -> None:
+def test_predictor_and_trainer_agree(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     """nnUNetv2_predict builds the network anew; LoRA is merged only in the trainer's validation."""
+    trained = train(make_trainer(nnUNetTrainerQuick))
     trained.perform_actual_validation()
     validation = Path(trained.output_folder) / "validation"
     assert json.loads((validation / "summary.json").read_text())["foreground_mean"]["Dice"] >= 0

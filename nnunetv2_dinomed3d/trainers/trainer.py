@@ -333,8 +333,8 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         if stage != self.stage:
             self._begin_stage(stage)
         super().load_checkpoint(filename_or_checkpoint)
-        # nnU-Net writes checkpoint_latest.pth before it looks whether the epoch was the best: what that file says of the
-        # best is an epoch old
+        # nnU-Net writes checkpoint_latest.pth before it looks whether the epoch was the best one: what the file says of
+        # the best is an epoch old
         averages = self.logger.get_value("ema_fg_dice", step=None)
         self._best_ema = max(averages[self.schedule.first_epoch(stage) :], default=None)
 
