@@ -103,4 +103,5 @@ class InterSliceContextEmbedding(nn.Module):
         """Start from a 2D ViT's patch embedding: weight ``(E, 3, 16, 16)``, bias ``(E,)``."""
         channels, depth = self.conv.in_channels, self.slab_depth
         self.conv.weight.copy_(inflate_patch_embedding(weight, channels, depth))
+        assert self.conv.bias is not None
         self.conv.bias.copy_(bias)

@@ -6,7 +6,7 @@ All here is a delta to `nnUNetTrainer`. Hyper-parameters are class attributes, t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os.path import basename, dirname, isfile, join
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,6 +74,13 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
     val_iterations_per_epoch: int = 50
     latest_every: int = 5
 
+    # nnU-Net's, which ships no types
+    network: nn.Module
+    configuration_manager: ConfigurationManager
+    oversample_foreground_percent: float
+    dataloader_train: Iterator[dict] | None
+    dataloader_val: Iterator[dict] | None
+
     def __init__(
         self,
         plans: dict,
@@ -120,7 +127,7 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
     def module(self) -> DINOMed3D:
         """The network without the wrappers of DDP and torch.compile."""
         module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return module._orig_mod if isinstance(module, OptimizedModule) else module
+        return cast(DINOMed3D, module._orig_mod if isinstance(module, OptimizedModule) else module)
 
     def initialize(self) -> None:
         self._oversample_foreground_percent = self.oversample_foreground_percent
@@ -140,7 +147,7 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         self._enter_stage()
         self._set_batch_size_and_oversample()
         # wrapped anew: torch.compile and DDP fix at wrapping time what is computed and which gradients are reduced
-        self.network = torch.compile(module) if self._do_i_compile() else module
+        self.network = cast(nn.Module, torch.compile(module)) if self._do_i_compile() else module
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
             device_ids = [self.local_rank] if self.device.type == "cuda" else None
