@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_dinomed3d.trainers import variants
-from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST
+from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, autocast_dtype
 from nnunetv2_dinomed3d.trainers.variants import nnUNetTrainerDINOMed3D, nnUNetTrainerDINOMed3D_nano
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerQuickBase
 
@@ -147,6 +147,14 @@ def test_even_slabs_are_not_mirrored_in_depth(make_trainer: MakeTrainer) -> None
         trainer._begin_stage(stage)
         assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (1, 2)
         assert trainer.inference_allowed_mirroring_axes == (1, 2)
+
+
+def test_nnunets_autocast_means_bfloat16_only_while_ours_trains() -> None:
+    """Compiled, the backward pass has the dtype of nnU-Net's autocast, which must be the network's."""
+    assert torch.get_autocast_dtype("cuda") == torch.float16
+    with autocast_dtype("cuda", torch.bfloat16):
+        assert torch.get_autocast_dtype("cuda") == torch.bfloat16
+    assert torch.get_autocast_dtype("cuda") == torch.float16
 
 
 # ---- best epoch ----

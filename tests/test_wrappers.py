@@ -40,8 +40,10 @@ def test_ddp_keeps_the_ranks_equal_in_both_stages(tmp_path) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_compiles_without_graph_breaks_to_equal_results(stage: int) -> None:
+    """As on CUDA: the ViT's blocks checkpointed."""
     network = nano().eval()
     network.set_stage(stage)
+    network.checkpoint_vit()
     x = torch.randn(1, 1, 3, 16, 16)
     plain = network(x)
     plain.square().mean().backward()
@@ -52,3 +54,16 @@ def test_compiles_without_graph_breaks_to_equal_results(stage: int) -> None:
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(network.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_compiles_in_training_mode_under_autocast(stage: int) -> None:
+    """Under the trainer's: the backward pass is traced in the caller's dtype, float16 would not go with bfloat16."""
+    network = nano().train()
+    network.set_stage(stage)
+    network.checkpoint_vit()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = torch.compile(network, backend="aot_eager", fullgraph=True)(torch.randn(1, 1, 3, 16, 16))
+    logits.square().mean().backward()
+    gradients = [p.grad for p in network.parameters() if p.requires_grad]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)

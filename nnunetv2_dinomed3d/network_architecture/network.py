@@ -23,7 +23,8 @@ from nnunetv2_dinomed3d.network_architecture.slab import in_plane_scale, padded_
 
 
 @torch.compiler.assume_constant_result
-def _has_bfloat16(device_type: str) -> bool:
+def has_bfloat16(device_type: str) -> bool:
+    """Whether the current device of this type computes in bfloat16 itself, without emulation."""
     return torch.cuda.is_bf16_supported(including_emulation=False) if device_type == "cuda" else True
 
 
@@ -129,7 +130,7 @@ class DINOMed3D(nn.Module):
         """
         device_type = x.device.type
         # nnU-Net's autocast is float16, in which a ViT's attention can overflow
-        if torch.is_autocast_enabled(device_type) and _has_bfloat16(device_type):
+        if torch.is_autocast_enabled(device_type) and has_bfloat16(device_type):
             with torch.autocast(device_type, dtype=torch.bfloat16):
                 return self._forward(x).float()
         return self._forward(x).float()
@@ -156,7 +157,7 @@ class DINOMed3D(nn.Module):
             x = rearrange(slices, "(b d) c h w -> b c d h w", b=len(x))
         height, width = x.shape[-2:]
         x = F.pad(x, (0, padded[1] * self.scale - width, 0, padded[0] * self.scale - height))
-        if torch.is_autocast_enabled(x.device.type) and not _has_bfloat16(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) and not has_bfloat16(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.encoder(x.float(), pad_depth=not self.bare_slabs)
         return self.encoder(x, pad_depth=not self.bare_slabs)

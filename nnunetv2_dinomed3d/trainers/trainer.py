@@ -4,7 +4,7 @@ All here is a delta to `nnUNetTrainer`. Hyper-parameters are class attributes, t
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os.path import basename, dirname, isfile, join
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
+from nnunetv2_dinomed3d.network_architecture.network import has_bfloat16
 from nnunetv2_dinomed3d.trainers.sampling import slab_configuration, slab_loader, start_workers, stop_workers
 from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule, StagePolyLRScheduler
 from nnunetv2_dinomed3d.weights import load_pretrained_weights
@@ -41,6 +42,17 @@ def _require_3d(plans: dict, configuration: str) -> None:
             f"Configuration {configuration!r} has the patch size {list(patch_size)}: it is 2D, and DINO-Med3D segments "
             "volumes. Train 3d_fullres, 3d_lowres or 3d_cascade_fullres."
         )
+
+
+@contextmanager
+def autocast_dtype(device_type: str, dtype: torch.dtype) -> Iterator[None]:
+    """While open, ``torch.autocast`` without a dtype (nnU-Net's) means this one."""
+    before = torch.get_autocast_dtype(device_type)
+    torch.set_autocast_dtype(device_type, dtype)
+    try:
+        yield
+    finally:
+        torch.set_autocast_dtype(device_type, before)
 
 
 class nnUNetTrainerDINOMed3D(nnUNetTrainer):
@@ -287,6 +299,23 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
             return
         self.module.load_pretrained(weights.tensors)
         self.print_to_log_file(weights.report())
+
+    def _do_i_compile(self) -> bool:
+        # compiled, the backward pass has the dtype of nnU-Net's autocast: float16 is not for a ViT
+        return super()._do_i_compile() and has_bfloat16(self.device.type)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        """nnU-Net's float16 autocast becomes bfloat16, as in the network, where the device has it."""
+        bfloat16 = self.device.type == "cuda" and has_bfloat16("cuda")
+        return autocast_dtype("cuda", torch.bfloat16) if bfloat16 else nullcontext()
+
+    def train_step(self, batch: dict) -> dict:
+        with self._autocast():
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        with self._autocast():
+            return super().validation_step(batch)
 
     def on_epoch_start(self) -> None:
         if self.schedule.stage(self.current_epoch) != self.stage:
