@@ -10,18 +10,18 @@ ENTRY = "nnunetv2_dinomed3d/nnunet_entry"
 INSTALL_REQUIRES = [
     "nnunetv2>=2.8,<3",  # the trainer's base class; 2.8 brought nnUNet_extTrainer
     "torch>=2.6",  # the network; 2.6 is the oldest that is tested
-    "timm>=1.0.20",  # DINOv3's ViTs, which came with 1.0.20
-    "dynamic-network-architectures>=0.4.4",  # nnU-Net's own, it also caps timm: 0.4.4 is the first to admit 1.0.20
+    "timm>=1.0.21",  # DINOv3's ViTs; 1.0.20 has them too, but cannot build them on the meta device
+    "dynamic-network-architectures>=0.4.4",  # nnU-Net's own, it also caps timm: 0.4.4 admits up to 1.0.22
     "peft>=0.18",  # LoRA; the oldest that runs beside transformers 5, which pip installs with it
     "batchgenerators>=0.25.1",  # nnU-Net's loader workers, started for slabs as nnU-Net starts its own
     "batchgeneratorsv2>=0.3.2",  # the base class of a transform
     "einops>=0.7",  # every move of axes, readable
-    "numpy>=1.24",
-    "safetensors>=0.4",  # weights without unpickling
-    "huggingface_hub>=0.25",  # weights from the hub when none are named
+    "numpy>=1.26",
+    "safetensors>=0.4.3",  # weights without unpickling
+    "huggingface_hub>=0.34",  # weights from the hub when none are named
     "SimpleITK>=2.2.1",  # the demo's NIfTI files
-    "scipy>=1.10",  # the demo's texture
-    "matplotlib>=3.7",  # the demo's picture
+    "scipy>=1.11.4",  # the demo's texture
+    "matplotlib>=3.8",  # the demo's picture
     "packaging>=22",  # doctor compares versions
 ]
 
@@ -31,7 +31,7 @@ EXTRAS_REQUIRE = {
         "ruff>=0.12",
         "mypy>=1.15",
         "setuptools>=70.1",  # a test builds the wheel
-        "transformers>=4.56",  # independent DINOv3 code to compare loaded weights with
+        "transformers>=5",  # independent DINOv3 code to compare loaded weights with
     ],
 }
 
