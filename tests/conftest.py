@@ -12,9 +12,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunetv2_dinomed3d.entry import trainer_folder
-
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
+
+from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
 SHARED = Path(__file__).parents[2] / "shared"
 TEST_TRAINERS = Path(__file__).parent / "trainers"
@@ -96,17 +98,29 @@ def preprocessed(nnunet_environment: dict[str, str], run: Callable[..., str]) ->
 
 
 @pytest.fixture
-def make_trainer(preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., "nnUNetTrainer"]:  # noqa: F821
+def make_trainer(
+    preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., nnUNetTrainerDINOMed3D]:
     """Build a trainer on the small data set; results go to a folder of this test."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
 
-    def make(trainer_class: type, configuration: str = "3d_fullres", fold: int = 0):
+    def make(
+        trainer_class: type[nnUNetTrainerDINOMed3D], configuration: str = "3d_fullres", fold: int = 0
+    ) -> nnUNetTrainerDINOMed3D:
         plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
         plans["continue_training"] = False
         dataset = json.loads((preprocessed / "dataset.json").read_text())
         return trainer_class(plans, configuration, fold, dataset, torch.device("cpu"))
 
     return make
+
+
+@pytest.fixture
+def trained(make_trainer: Callable[..., nnUNetTrainerDINOMed3D]) -> nnUNetTrainerDINOMed3D:
+    """A trainer that went through both stages."""
+    trainer = make_trainer(nnUNetTrainerSeeded)
+    trainer.run_training()
+    return trainer
 
 
 @pytest.fixture

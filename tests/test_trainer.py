@@ -1,56 +1,23 @@
-"""The trainers on a small preprocessed data set: both stages, the switch, resuming, prediction, errors."""
+"""The trainers on a small preprocessed data set: both stages, the switch, the best epoch, prediction."""
 
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_dinomed3d.trainers import variants
 from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, autocast_dtype
 from nnunetv2_dinomed3d.trainers.variants import nnUNetTrainerDINOMed3D, nnUNetTrainerDINOMed3D_nano
-from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerQuickBase
+from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
-
-
-class Seeded(nnUNetTrainerQuick):
-    """Draws the same numbers in an epoch whether or not the training was stopped before it; can be stopped."""
-
-    stop_before: int | None = None
-
-    def on_epoch_start(self) -> None:
-        if self.current_epoch == self.stop_before:
-            raise KeyboardInterrupt
-        super().on_epoch_start()
-        np.random.seed(self.current_epoch)
-        torch.manual_seed(self.current_epoch)
-
-    def initialize(self) -> None:
-        torch.manual_seed(0)
-        super().initialize()
-
-
-def train(trainer: nnUNetTrainer) -> nnUNetTrainer:
-    trainer.run_training()
-    return trainer
-
-
-def weights_of(trainer: nnUNetTrainerDINOMed3D) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.module.state_dict().items()}
-
-
-@pytest.fixture
-def trained(make_trainer: MakeTrainer) -> nnUNetTrainerDINOMed3D:
-    return train(make_trainer(Seeded))
 
 
 def test_one_training_runs_both_stages(trained: nnUNetTrainerDINOMed3D) -> None:
@@ -162,7 +129,7 @@ def test_nnunets_autocast_means_bfloat16_only_while_ours_trains() -> None:
 
 def test_best_of_stage2_is_not_judged_by_stage1(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage 1's Dice, of slabs and higher here, must not inflate stage 2's average or hide its best epoch."""
-    trainer = make_trainer(Seeded)
+    trainer = make_trainer(nnUNetTrainerSeeded)
     dice = {0: 0.9, 1: 0.8, 2: 0.2, 3: 0.3}
 
     def pretend(self, val_outputs) -> None:
@@ -171,7 +138,7 @@ def test_best_of_stage2_is_not_judged_by_stage1(make_trainer: MakeTrainer, monke
         self.logger.log("val_losses", 0.0, self.current_epoch)
 
     monkeypatch.setattr(nnUNetTrainer, "on_validation_epoch_end", pretend)
-    train(trainer)
+    trainer.run_training()
     assert trainer.logger.get_value("ema_fg_dice", step=None) == pytest.approx([0.9, 0.89, 0.2, 0.21])
     assert trainer._best_ema == pytest.approx(0.21)
     folder = Path(trainer.output_folder)
@@ -179,66 +146,13 @@ def test_best_of_stage2_is_not_judged_by_stage1(make_trainer: MakeTrainer, monke
     assert torch.load(folder / STAGE1_BEST, weights_only=False)["current_epoch"] == 1
 
 
-# ---- resuming ----
-
-
-@pytest.mark.parametrize("stop_before", [1, 2, 3])  # in stage 1, at the boundary, in stage 2
-def test_resuming_is_as_not_stopping(
-    trained: nnUNetTrainerDINOMed3D, make_trainer: MakeTrainer, stop_before: int, tmp_path: Path
-) -> None:
-    whole = weights_of(trained), trained.optimizer.state_dict(), trained._best_ema
-    ema = list(trained.logger.get_value("ema_fg_dice", step=None))
-
-    stopped = make_trainer(Seeded)
-    stopped.stop_before = stop_before
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped)
-    resumed = make_trainer(Seeded)
-    resumed.load_checkpoint(os.path.join(resumed.output_folder, "checkpoint_latest.pth"))
-    assert resumed.current_epoch == stop_before
-    assert resumed.stage == (1 if stop_before <= 2 else 2), "the boundary's checkpoint holds stage 1's optimiser"
-    assert resumed.optimizer.param_groups[0]["params"][0].requires_grad
-    train(resumed)
-
-    assert resumed.stage == 2
-    weights, optimiser, best_ema = whole
-    assert all(torch.equal(value, weights[name]) for name, value in resumed.module.state_dict().items())
-    state = resumed.optimizer.state_dict()
-    assert state["param_groups"] == optimiser["param_groups"]
-    assert state["state"].keys() == optimiser["state"].keys()
-    for index, values in optimiser["state"].items():
-        assert all(torch.equal(state["state"][index][key], value) for key, value in values.items())
-    assert resumed.logger.get_value("ema_fg_dice", step=None) == pytest.approx(ema)
-    assert resumed._best_ema == pytest.approx(best_ema)
-
-
-def test_switching_without_the_best_of_stage1_says_so(make_trainer: MakeTrainer) -> None:
-    stopped = make_trainer(Seeded)
-    stopped.stop_before = 2
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped)
-    os.remove(os.path.join(stopped.output_folder, STAGE1_BEST))
-    resumed = make_trainer(Seeded)
-    resumed.load_checkpoint(os.path.join(resumed.output_folder, "checkpoint_latest.pth"))
-    with pytest.raises(FileNotFoundError, match=r"checkpoint_best_stage1.pth is missing.*from the beginning"):
-        train(resumed)
-
-
-def test_without_checkpoints_stage2_starts_from_the_last_epoch(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(Seeded)
-    trainer.disable_checkpointing = True
-    train(trainer)
-    log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
-    assert "stage 2 starts from the last epoch of stage 1" in log
-    assert not list(Path(trainer.output_folder).glob("*.pth"))
-
-
 # ---- prediction ----
 
 
 def test_predictor_and_trainer_agree(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     """nnUNetv2_predict builds the network anew; LoRA is merged only in the trainer's validation."""
-    trained = train(make_trainer(nnUNetTrainerQuick))
+    trained = make_trainer(nnUNetTrainerQuick)
+    trained.run_training()
     trained.perform_actual_validation()
     validation = Path(trained.output_folder) / "validation"
     assert json.loads((validation / "summary.json").read_text())["foreground_mean"]["Dice"] >= 0
@@ -284,111 +198,6 @@ def test_building_needs_no_weights(
         network = nnUNetTrainerDINOMed3D.build_network_architecture(plans, configuration, 1, 2, False)
     assert network.stage == 2
     assert not network.has_weights
-
-
-# ---- weights and errors ----
-
-
-@pytest.fixture
-def no_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail a test that gets as far as loading data."""
-
-    def loaded(self) -> None:
-        raise AssertionError("data was loaded")
-
-    monkeypatch.setattr(nnUNetTrainerDINOMed3D, "get_dataloaders", loaded)
-
-
-class SmallFromPretrained(nnUNetTrainerQuickBase):
-    variant = "small"
-
-
-@pytest.mark.usefixtures("no_loaders")
-def test_missing_weights_stop_a_fresh_training_before_data_is_loaded(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DINOMED3D_WEIGHTS", "/nowhere/weights.pth")
-    with pytest.raises(ValueError, match=r"DINOMED3D_WEIGHTS.*/nowhere/weights.pth"):
-        train(make_trainer(SmallFromPretrained))
-
-
-@pytest.mark.usefixtures("no_loaders")
-def test_an_unreachable_hub_stops_a_fresh_training_before_data_is_loaded(make_trainer: MakeTrainer) -> None:
-    with pytest.raises(RuntimeError, match=r"timm/vit_small_patch16_dinov3.*DINOMED3D_WEIGHTS=/path"):
-        train(make_trainer(SmallFromPretrained))
-
-
-@pytest.mark.usefixtures("no_loaders")
-def test_weights_of_another_variant_stop_a_fresh_training_before_data_is_loaded(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from safetensors.torch import save_file
-
-    trainer = make_trainer(SmallFromPretrained)
-    narrow = {name: torch.zeros([n // 4 or 1 for n in shape]) for name, shape in shapes_of(trainer).items()}
-    save_file(narrow, tmp_path / "model.safetensors")
-    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "model.safetensors"))
-    with pytest.raises(ValueError, match=r"model\.safetensors.*width"):
-        train(trainer)
-
-
-def shapes_of(trainer: nnUNetTrainerDINOMed3D) -> dict[str, tuple[int, ...]]:
-    trainer.initialize()
-    return trainer.module.pretrained_shapes()
-
-
-def test_weights_are_loaded_into_a_fresh_training_and_logged(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from safetensors.torch import save_file
-
-    trainer = make_trainer(SmallFromPretrained)
-    weights = {name: torch.randn(shape) * 0.02 for name, shape in shapes_of(trainer).items()}
-    save_file(weights, tmp_path / "model.safetensors")
-    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "model.safetensors"))
-    trainer.on_train_start()
-    assert torch.equal(trainer.module.encoder.ice.conv.weight[:, 0], weights["patch_embed.proj.weight"])
-    log = Path(trainer.log_file).read_text()
-    assert f"{len(weights)} tensors from model.safetensors" in log
-    assert "SHA-256" in log
-
-
-def test_random_weights_are_asked_for_by_name(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DINOMED3D_WEIGHTS", "random")
-    trainer = make_trainer(SmallFromPretrained)
-    trainer.on_train_start()
-    assert "DINOMED3D_WEIGHTS=random" in Path(trainer.log_file).read_text()
-
-
-def test_nano_is_always_random(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DINOMED3D_WEIGHTS", "/nowhere/weights.pth")
-    trainer = make_trainer(nnUNetTrainerDINOMed3D_nano)
-    trainer.on_train_start()
-    assert "starts from random weights" in Path(trainer.log_file).read_text()
-
-
-def test_pretrained_weights_and_resume_win_over_dinov3(
-    trained: nnUNetTrainerDINOMed3D, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And need no DINOv3 weights: they may not even be there."""
-    monkeypatch.setenv("DINOMED3D_WEIGHTS", "/nowhere/weights.pth")
-    monkeypatch.setattr(Seeded, "pretrained", True)
-    final = os.path.join(trained.output_folder, "checkpoint_final.pth")
-
-    fresh = make_trainer(Seeded)
-    fresh.initialize()
-    load_pretrained_weights(fresh.network, final)  # what nnUNetv2_train -pretrained_weights calls
-    fresh.on_train_start()
-    assert fresh.stage == fresh.module.stage == 1
-    trained_ice = trained.module.encoder.ice.conv.weight
-    assert torch.equal(fresh.module.encoder.ice.conv.weight, trained_ice)
-    optimised = {id(p) for p in fresh.optimizer.param_groups[0]["params"]}
-    assert optimised == {id(p) for p in fresh.module.parameters() if p.requires_grad}
-
-    resumed = make_trainer(Seeded)
-    resumed.load_checkpoint(final)
-    resumed.on_train_start()
-    assert resumed.stage == 2
 
 
 def test_a_2d_configuration_is_refused_before_anything_is_written(make_trainer: MakeTrainer, tmp_path: Path) -> None:

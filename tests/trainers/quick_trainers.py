@@ -1,5 +1,8 @@
 """Trainers for tests: two epochs a stage, two iterations an epoch."""
 
+import numpy as np
+import torch
+
 from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule
 from nnunetv2_dinomed3d.trainers.variants import nnUNetTrainerDINOMed3D, nnUNetTrainerDINOMed3D_nano
 
@@ -12,6 +15,23 @@ class nnUNetTrainerQuick(nnUNetTrainerDINOMed3D_nano):
     val_iterations_per_epoch = 1
     slab_batch_size = 4
     latest_every = 1
+
+
+class nnUNetTrainerSeeded(nnUNetTrainerQuick):
+    """Draws the same numbers in an epoch whether or not the training was stopped before it; can be stopped."""
+
+    stop_before: int | None = None
+
+    def on_epoch_start(self) -> None:
+        if self.current_epoch == self.stop_before:
+            raise KeyboardInterrupt
+        super().on_epoch_start()
+        np.random.seed(self.current_epoch)
+        torch.manual_seed(self.current_epoch)
+
+    def initialize(self) -> None:
+        torch.manual_seed(0)
+        super().initialize()
 
 
 class nnUNetTrainerQuickBase(nnUNetTrainerDINOMed3D):
