@@ -237,9 +237,12 @@ def test_vit_is_float32_where_bfloat16_is_missing(monkeypatch: pytest.MonkeyPatc
 def test_variants(variant: str) -> None:
     width, depth = {"nano": (96, 4), "small": (384, 12), "base": (768, 12), "large": (1024, 24)}[variant]
     with torch.device("meta"):
-        network = build_dinomed3d(variant, 1, 2, (16, 128, 128))
+        network = build_dinomed3d(variant, 1, 2, (16, 128, 128)).to("meta")  # timm computes RoPE's periods on the CPU
     assert (network.encoder.embed_dim, len(network.encoder.vit.blocks)) == (width, depth)
     assert network.encoder.feature_blocks == [depth // 4 - 1, depth // 2 - 1, 3 * depth // 4 - 1, depth - 1]
+    for stage in (1, 2):
+        network.set_stage(stage)
+        assert network(torch.empty(1, 1, 16, 128, 128, device="meta")).shape == (1, 2, 16, 128, 128)
     shapes = network.pretrained_shapes()
     assert shapes["patch_embed.proj.weight"] == (width, 3, 16, 16)
     assert not any("lora" in name or "base_layer" in name for name in shapes)

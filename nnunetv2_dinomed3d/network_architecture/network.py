@@ -28,6 +28,11 @@ def has_bfloat16(device_type: str) -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False) if device_type == "cuda" else True
 
 
+def _autocast_is_on(device_type: str) -> bool:
+    # the meta device has none, and asking it is an error
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 class ProxyHead(nn.Module):
     """Stage 1's linear head: a 1x1 convolution on the last feature map.
 
@@ -130,7 +135,7 @@ class DINOMed3D(nn.Module):
         """
         device_type = x.device.type
         # nnU-Net's autocast is float16, in which a ViT's attention can overflow
-        if torch.is_autocast_enabled(device_type) and has_bfloat16(device_type):
+        if _autocast_is_on(device_type) and has_bfloat16(device_type):
             with torch.autocast(device_type, dtype=torch.bfloat16):
                 return self._forward(x).float()
         return self._forward(x).float()
@@ -157,7 +162,7 @@ class DINOMed3D(nn.Module):
             x = rearrange(slices, "(b d) c h w -> b c d h w", b=len(x))
         height, width = x.shape[-2:]
         x = F.pad(x, (0, padded[1] * self.scale - width, 0, padded[0] * self.scale - height))
-        if torch.is_autocast_enabled(x.device.type) and not has_bfloat16(x.device.type):
+        if _autocast_is_on(x.device.type) and not has_bfloat16(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.encoder(x.float(), pad_depth=not self.bare_slabs)
         return self.encoder(x, pad_depth=not self.bare_slabs)
