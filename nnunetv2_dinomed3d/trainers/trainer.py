@@ -342,7 +342,7 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
                 f"{filename} is missing, the best epoch of stage 1, from which stage 2 starts. Put it back, or train "
                 "from the beginning (without --c)."
             )
-        checkpoint = torch.load(filename, map_location=self.device, weights_only=False)  # nnU-Net's own, just written
+        checkpoint = torch.load(filename, map_location="cpu", mmap=True, weights_only=False)  # nnU-Net's own
         self.module.load_state_dict(checkpoint["network_weights"])
         self.print_to_log_file(f"Stage 2 starts from epoch {checkpoint['current_epoch'] - 1}, the best of stage 1.")
 
