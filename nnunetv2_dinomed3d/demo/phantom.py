@@ -59,7 +59,7 @@ def make_dataset(folder: Path, training_cases: int, test_cases: int, seed: int =
     """Write a data set in nnU-Net's raw format, ground truth of the test cases in ``labelsTs``.
 
     Args:
-        folder: ``.../nnUNet_raw/DatasetXXX_Name``; made anew.
+        folder: ``.../nnUNet_raw/DatasetXXX_Name``, new or without images and labels.
         training_cases, test_cases: how many.
         seed: of all that is random.
     """

@@ -74,7 +74,7 @@ def slab_loader(
     oversample_foreground_percent: float,
     probabilistic_oversampling: bool,
 ) -> nnUNetDataLoader:
-    """nnU-Net's loader, every slice of a case, the first and the last included, being the middle one equally often.
+    """nnU-Net's loader, where every slice of a case can be the middle one: the first and the last like any other.
 
     Args:
         dataset: nnU-Net's, of the cases to draw from.
