@@ -28,9 +28,14 @@ def has_bfloat16(device_type: str) -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False) if device_type == "cuda" else True
 
 
+@torch.compiler.assume_constant_result
+def _has_autocast(device_type: str) -> bool:
+    # the meta device has none, and to ask whether it is enabled there is an error
+    return torch.amp.is_autocast_available(device_type)
+
+
 def _autocast_is_on(device_type: str) -> bool:
-    # the meta device has none, and asking it is an error
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
 
 
 class ProxyHead(nn.Module):
