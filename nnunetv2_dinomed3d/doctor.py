@@ -80,7 +80,9 @@ def check_weights() -> Iterator[Finding]:
     from nnunetv2_dinomed3d.network_architecture import VARIANTS
     from nnunetv2_dinomed3d.weights import WEIGHTS_VARIABLE, weights_setting
 
-    setting = weights_setting(VARIANTS["base"].vit_name)
+    name = VARIANTS["base"].weights_name
+    assert name is not None
+    setting = weights_setting(name)
     what = f"weights of {TRAINER}: {setting.description}"
     if setting.source == "random":
         yield Finding("warning", what, f"unset {WEIGHTS_VARIABLE} to start from DINOv3, as the method does")

@@ -1,5 +1,6 @@
 """What a training starts from: DINOv3 weights, those it resumes from, or an error before data is loaded."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from safetensors.torch import save_file
 
+from nnunetv2_dinomed3d.network_architecture import VARIANTS
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.variants import nnUNetTrainerDINOMed3D_nano
 from tests.trainers.quick_trainers import nnUNetTrainerQuickBase, nnUNetTrainerSeeded
@@ -95,7 +97,8 @@ def test_pretrained_weights_and_resume_win_over_dinov3(
 ) -> None:
     """And need no DINOv3 weights: they may not even be there."""
     monkeypatch.setenv("DINOMED3D_WEIGHTS", "/nowhere/weights.pth")
-    monkeypatch.setattr(nnUNetTrainerSeeded, "pretrained", True)
+    has_weights = dataclasses.replace(VARIANTS["nano"], weights_name="vit_small_patch16_dinov3")
+    monkeypatch.setitem(VARIANTS, "nano", has_weights)
     final = os.path.join(trained.output_folder, "checkpoint_final.pth")
 
     fresh = make_trainer(nnUNetTrainerSeeded)

@@ -235,7 +235,15 @@ def test_vit_is_float32_where_bfloat16_is_missing(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_variants(variant: str) -> None:
-    width, depth = {"nano": (96, 4), "small": (384, 12), "base": (768, 12), "large": (1024, 24)}[variant]
+    width, depth = {
+        "nano": (96, 4),
+        "tiny": (192, 12),
+        "small": (384, 12),
+        "small_plus": (384, 12),
+        "base": (768, 12),
+        "large": (1024, 24),
+        "huge_plus": (1280, 32),
+    }[variant]
     with torch.device("meta"):
         network = build_dinomed3d(variant, 1, 2, (16, 128, 128)).to("meta")  # timm computes RoPE's periods on the CPU
     assert (network.encoder.embed_dim, len(network.encoder.vit.blocks)) == (width, depth)
@@ -276,7 +284,7 @@ def test_incomplete_pretrained_weights_are_refused(fault: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build_dinomed3d("huge", 1, 2, (4, 32, 32)), "no variant 'huge'; there are nano, small"),
+        (lambda: build_dinomed3d("huge", 1, 2, (4, 32, 32)), "no variant 'huge'; there are nano, tiny, small"),
         (lambda: DINOMed3D(1, 2, scale=3), "scale is 3"),
         (lambda: DINOMed3D(1, 2, depth_alignment="other"), "depth_alignment is 'other'"),
         (lambda: tiny().set_stage(3), "stage is 3"),

@@ -201,9 +201,13 @@ class DINOMed3D(nn.Module):
 
 @dataclass(frozen=True)
 class Variant:
-    """One size of the network: the keyword arguments of `DINOMed3D` that make it."""
+    """One size of the network: the keyword arguments of `DINOMed3D` that make it.
+
+    ``weights_name`` is the name of the ViT whose pretrained weights fit, timm's where timm has them.
+    """
 
     vit_name: str
+    weights_name: str | None
     vit_kwargs: Mapping[str, Any] = field(default_factory=dict)
     decoder_channels: int = 256
     detail_channels: int = 16
@@ -213,13 +217,18 @@ VARIANTS: Mapping[str, Variant] = {
     # the same code, small enough to be trained on a CPU; DINOv3 has no weights of this size
     "nano": Variant(
         "vit_small_patch16_dinov3",
+        None,
         {"embed_dim": 96, "depth": 4, "num_heads": 3, "init_values": 0.1},
         decoder_channels=64,
         detail_channels=8,
     ),
-    "small": Variant("vit_small_patch16_dinov3"),
-    "base": Variant("vit_base_patch16_dinov3"),
-    "large": Variant("vit_large_patch16_dinov3"),
+    # not Meta's: distilled from DINOv3 by LightlyTrain, which has the weights
+    "tiny": Variant("vit_small_patch16_dinov3", "vit_tiny_patch16_dinov3", {"embed_dim": 192, "num_heads": 3}),
+    "small": Variant("vit_small_patch16_dinov3", "vit_small_patch16_dinov3"),
+    "small_plus": Variant("vit_small_plus_patch16_dinov3", "vit_small_plus_patch16_dinov3"),
+    "base": Variant("vit_base_patch16_dinov3", "vit_base_patch16_dinov3"),
+    "large": Variant("vit_large_patch16_dinov3", "vit_large_patch16_dinov3"),
+    "huge_plus": Variant("vit_huge_plus_patch16_dinov3", "vit_huge_plus_patch16_dinov3"),
 }
 
 

@@ -60,7 +60,6 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
 
     Attributes:
         variant: size of the network, one of `network_architecture.VARIANTS`.
-        pretrained: whether training starts from DINOv3 weights.
         slab_depth: K.
         depth_alignment: see `network_architecture.adapter.Adapter3D`.
         schedule: length and learning rate of both stages.
@@ -73,7 +72,6 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
     """
 
     variant: str = "base"
-    pretrained: bool = True
     slab_depth: int = 3
     depth_alignment: DepthAlignment = "exact"
     schedule: Schedule = Schedule(stage1=Recipe(epochs=50, lr=1e-5), stage2=Recipe(epochs=50, lr=1e-4))
@@ -290,10 +288,11 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         super().on_train_start()
 
     def _load_pretrained_vit(self) -> None:
-        if not self.pretrained:
+        name = VARIANTS[self.variant].weights_name
+        if name is None:
             self.print_to_log_file(f"{type(self).__name__} starts from random weights: there are none of its size.")
             return
-        weights = load_pretrained_weights(VARIANTS[self.variant].vit_name, self.module.pretrained_shapes())
+        weights = load_pretrained_weights(name, self.module.pretrained_shapes())
         if weights is None:
             self.print_to_log_file("DINOMED3D_WEIGHTS=random: training starts from random weights, as asked for.")
             return

@@ -30,7 +30,6 @@ class nnUNetTrainerDINOMed3D_nano(nnUNetTrainerDINOMed3D):
     """
 
     variant = "nano"
-    pretrained = False
     schedule = Schedule(stage1=Recipe(epochs=3, lr=1e-3), stage2=Recipe(epochs=14, lr=2e-3))
     iterations_per_epoch = 20
     val_iterations_per_epoch = 2
