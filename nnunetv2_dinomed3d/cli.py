@@ -26,6 +26,27 @@ def _demo(args: argparse.Namespace) -> int:
     return run_demo(args.out)
 
 
+def _weights(args: argparse.Namespace) -> int:
+    from nnunetv2_dinomed3d.fetch import check_weights_file, fetch_weights
+    from nnunetv2_dinomed3d.weights import WeightsUnavailableError
+
+    if args.check:
+        return check_weights_file(args.check)
+    try:
+        return fetch_weights(args.variant)
+    except WeightsUnavailableError as error:
+        raise ValueError(error) from error
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from nnunetv2_dinomed3d.convert import Model, convert
+
+    if (args.plans is None) != (args.dataset_json is None):
+        raise ValueError("A model folder needs both --plans and --dataset-json; a file neither.")
+    model = Model(args.plans, args.dataset_json, args.configuration) if args.plans else None
+    return convert(args.checkpoint, args.out, model)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dinomed3d", description="DINO-Med3D for nnU-Net v2")
     parser.add_argument("--version", action="version", version=__version__)
@@ -47,6 +68,26 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("dinomed3d_demo"), metavar="DIR", help="folder to fill (default: %(default)s)"
     )
     command.set_defaults(run=_demo)
+
+    command = commands.add_parser(
+        "weights", help="download a variant's pretrained weights and check them, or say what a file is"
+    )
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("variant", nargs="?", metavar="VARIANT", help="size of the network, such as base")
+    what.add_argument("--check", type=Path, metavar="FILE", help="file or folder to look at instead")
+    command.set_defaults(run=_weights)
+
+    command = commands.add_parser(
+        "convert", help="make this plugin's checkpoint of one of the released DINO-Med3D code"
+    )
+    command.add_argument("checkpoint", type=Path, metavar="IN", help="stage1_best.pth or stage2_best.pth")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file, or model folder, to write")
+    command.add_argument("--plans", type=Path, metavar="FILE", help="nnU-Net's plans: makes a model folder")
+    command.add_argument("--dataset-json", type=Path, metavar="FILE", help="dataset.json: makes a model folder")
+    command.add_argument(
+        "-c", "--configuration", default="3d_fullres", metavar="NAME", help="of the plans (default: %(default)s)"
+    )
+    command.set_defaults(run=_convert)
     return parser
 
 

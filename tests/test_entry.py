@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_dinomed3d.entry import trainer_folder
-from nnunetv2_dinomed3d.trainers import variants
+from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES
 
 ROOT = Path(__file__).parents[1]
 ENTRY = "training/nnUNetTrainer/dinomed3d_trainers.py"
+NAMES = [BASE, *(trainer.__name__ for trainers in THEMES.values() for trainer in trainers), f"{BASE}_S_K1"]
 
 LOOKUP = """
 import sys
@@ -33,7 +35,7 @@ def lookup(run: Callable[..., str], *names: str, **settings: str) -> str:
 
 
 def assert_all_found(output: str) -> None:
-    assert set(re.findall(r"(\w+) is in nnunetv2_dinomed3d\.trainers\.", output)) == set(variants.__all__)
+    assert set(re.findall(r"(\w+) is in nnunetv2_dinomed3d\.trainers\.", output)) == set(NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_trainers_are_found_through_the_exported_folder(stock_nnunet: Path, run:
         "nnUNet_extTrainer": str(trainer_folder()),
         "PYTHONPATH": os.pathsep.join([str(stock_nnunet), str(ROOT)]),
     }
-    output = lookup(run, *variants.__all__, **settings)
+    output = lookup(run, *NAMES, **settings)
     assert_all_found(output)
     assert f"Using trainer 'nnUNetTrainerDINOMed3D' from: {trainer_folder()}" in output
 
@@ -71,11 +73,28 @@ def test_the_exported_folder_holds_one_thin_module() -> None:
     ]
 
 
-def test_an_unknown_name_is_not_found() -> None:
-    from nnunetv2_dinomed3d.nnunet_entry import dinomed3d_trainers
+@pytest.mark.usefixtures("nnunet_environment")
+def test_a_misspelt_name_gets_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net alone would say that the trainer cannot be found, and search on."""
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainer_folder()))
+    with pytest.raises(ValueError, match=r"no trainer 'nnUNetTrainerDINOMed3D_nodetail'.*size: _nano.*_noDetail"):
+        recursive_find_trainer_class_by_name("nnUNetTrainerDINOMed3D_nodetail")
 
-    assert not hasattr(dinomed3d_trainers, "nnUNetTrainerDINOMed3D_XXL")
-    assert not hasattr(dinomed3d_trainers, "nnUNetTrainer")
+
+def test_a_users_own_trainer_may_begin_as_ours(
+    wheel: Path, stock_nnunet: Path, run: Callable[..., str], tmp_path: Path
+) -> None:
+    """With a wheel our module is asked before nnU-Net looks into the user's folder: it must not stop the search."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "mine.py").write_text(
+        "from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D\n"
+        "class nnUNetTrainerDINOMed3D_mine(nnUNetTrainerDINOMed3D):\n    slab_depth = 7\n"
+    )
+    shutil.copytree(stock_nnunet, tmp_path / "site")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    settings = {"nnUNet_extTrainer": str(own), "PYTHONPATH": str(tmp_path / "site")}
+    assert "nnUNetTrainerDINOMed3D_mine is in mine" in lookup(run, "nnUNetTrainerDINOMed3D_mine", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -102,5 +121,5 @@ def test_trainers_are_found_after_a_wheel_install_with_no_setting(
     shutil.copytree(stock_nnunet, tmp_path / "site")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     settings = {"nnUNet_extTrainer": "", "PYTHONPATH": str(tmp_path / "site")}
-    assert_all_found(lookup(run, *variants.__all__, **settings))
+    assert_all_found(lookup(run, *NAMES, **settings))
     assert "imported: []" in lookup(run, "nnUNetTrainerNoMirroring", **settings)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from nnunetv2_dinomed3d.network_architecture import VARIANTS
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
 from tests.trainers.quick_trainers import nnUNetTrainerQuickBase, nnUNetTrainerSeeded
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]

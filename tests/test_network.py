@@ -233,6 +233,112 @@ def test_vit_is_float32_where_bfloat16_is_missing(monkeypatch: pytest.MonkeyPatc
     assert {feature.dtype for feature in features} == {torch.float32}
 
 
+ABLATIONS = {
+    "frozen": {"train_encoder": False},
+    "no detail": {"detail_stream": False},
+    "UPerNet proxy": {"proxy": "upernet"},
+}
+
+
+@pytest.mark.parametrize("depth_alignment", ["exact", "released"])
+@pytest.mark.parametrize("ablation", ABLATIONS.values(), ids=ABLATIONS)
+def test_ablations_train_what_they_have(ablation: dict, depth_alignment: str) -> None:
+    """A parameter that is trained and gets no gradient would stop DDP."""
+    network = tiny((3, 33, 17), depth_alignment=depth_alignment, **ablation).train()
+    for stage in (1, 2):
+        network.set_stage(stage)
+        network.zero_grad()
+        logits = network(torch.randn(2, 1, 3, 33, 17))
+        assert logits.shape == (2, 3, 3, 33, 17)
+        logits.square().mean().backward()
+        for name, parameter in network.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, (stage, name)
+
+
+def test_frozen_stage1_trains_the_head_alone() -> None:
+    network = tiny(train_encoder=False)
+    network.set_stage(1)
+    assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == {
+        "proxy_head.seg_layers.weight",
+        "proxy_head.seg_layers.bias",
+    }
+    assert not network.train().encoder.vit.training
+
+
+def test_upernet_proxy_sees_one_slice_at_a_time() -> None:
+    """It stands for a 2D head: beyond the slab no other slice may have a say."""
+    network = tiny(proxy="upernet").eval()
+    network.set_stage(1)
+    volume = torch.randn(1, 1, 7, 32, 32)
+    changed = volume.clone()
+    changed[:, :, 5:] += 1
+    difference = (network(volume) - network(changed)).abs().amax((0, 1, 3, 4))
+    assert (difference[:4] < 1e-5).all()
+    assert (difference[4:] > 1e-3).all()
+
+
+def test_without_detail_there_is_none() -> None:
+    names = [name for name, _ in tiny(detail_stream=False).named_parameters()]
+    assert not any(name.startswith(("detail.", "fusion.", "decoder.refine")) for name in names)
+    assert any(name.startswith("decoder.seg_layers.") for name in names), "skipped by -pretrained_weights"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_rope_is_rescaled_in_stage_1s_training_only(stage: int, training: bool) -> None:
+    network = tiny(rope_rescale=2.0)
+    for layer in network.encoder.lora_layers():
+        layer.lora_dropout["default"] = torch.nn.Identity()
+    network.set_stage(stage)
+    network.train(training)
+    volume = torch.randn(1, 1, 3, 64, 64)
+    first, second = network.encoder(volume)[-1], network.encoder(volume)[-1]
+    assert torch.equal(first, second) == (stage == 2 or not training)
+
+
+def test_rope_rescaling_draws_a_factor_between_a_half_and_two() -> None:
+    """Log-uniform, one for all coordinates, as DINOv3 was trained."""
+    rope = tiny(rope_rescale=2.0).train().encoder.vit.rope.train()
+    coordinates = torch.tensor([[0.5, -0.25]])
+    factors = torch.stack([rope._apply_coord_augs(coordinates) / coordinates for _ in range(200)])
+    assert torch.allclose(factors[..., 0], factors[..., 1])
+    assert factors.min() >= 0.5
+    assert factors.max() <= 2
+    assert factors.log().mean().abs() < 0.15
+    assert tiny(rope_rescale=None).encoder.vit.rope.aug_active is False
+
+
+def test_stage1_of_another_network_starts_stage_2() -> None:
+    """Another number of classes does not matter; LoRA and all of stage 2 stay as they were."""
+    source, target = tiny(), build_dinomed3d("nano", 1, 5, (4, 32, 32))
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(1)
+    before = copy.deepcopy(target.state_dict())
+    target.load_stage1(source.state_dict())
+    assert target.has_weights
+    for name, value in target.state_dict().items():
+        taken = name.startswith("encoder.") and ".lora_" not in name
+        assert torch.equal(value, source.state_dict()[name] if taken else before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slab_depth": 5}, r"1 tensors.*ice\.conv\.weight: expected \(96, 1, 5, 16, 16\), got \(96, 1, 3"),
+        ({}, "vit.cls"),
+    ],
+)
+def test_stage1_that_does_not_fit_is_refused(options: dict, message: str) -> None:
+    state = tiny().state_dict()
+    if not options:
+        del state["encoder.vit.cls_token"]
+    target = tiny(**options)
+    with pytest.raises(ValueError, match=rf"{message}.*slab depth K or number of image channels"):
+        target.load_stage1(state)
+    assert not target.has_weights
+
+
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_variants(variant: str) -> None:
     width, depth = {
@@ -287,6 +393,7 @@ def test_incomplete_pretrained_weights_are_refused(fault: str) -> None:
         (lambda: build_dinomed3d("huge", 1, 2, (4, 32, 32)), "no variant 'huge'; there are nano, tiny, small"),
         (lambda: DINOMed3D(1, 2, scale=3), "scale is 3"),
         (lambda: DINOMed3D(1, 2, depth_alignment="other"), "depth_alignment is 'other'"),
+        (lambda: DINOMed3D(1, 2, proxy="mlp"), "proxy is 'mlp'"),
         (lambda: tiny().set_stage(3), "stage is 3"),
         (lambda: tiny().set_stage(2, bare_slabs=True), "stage 2 takes volumes"),
     ],

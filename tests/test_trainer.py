@@ -12,9 +12,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_dinomed3d.trainers import variants
-from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, autocast_dtype
-from nnunetv2_dinomed3d.trainers.variants import nnUNetTrainerDINOMed3D, nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, autocast_dtype, nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.variants import sizes
+from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
@@ -78,7 +78,7 @@ def test_gradients_are_clipped_at_1(make_trainer: MakeTrainer, stage: int) -> No
 
 def test_recipe_of_the_paper(make_trainer: MakeTrainer) -> None:
     """DESIGN's table, as a user gets it."""
-    for trainer_class in (nnUNetTrainerDINOMed3D, variants.nnUNetTrainerDINOMed3D_S, variants.nnUNetTrainerDINOMed3D_L):
+    for trainer_class in (nnUNetTrainerDINOMed3D, sizes.nnUNetTrainerDINOMed3D_S, sizes.nnUNetTrainerDINOMed3D_L):
         trainer = make_trainer(trainer_class)
         assert trainer.num_epochs == 100
         assert trainer.num_iterations_per_epoch == 250
@@ -204,12 +204,3 @@ def test_a_2d_configuration_is_refused_before_anything_is_written(make_trainer: 
     with pytest.raises(ValueError, match=r"'2d' has the patch size.*volumes.*3d_fullres"):
         make_trainer(nnUNetTrainerDINOMed3D_nano, "2d")
     assert not (tmp_path / "results").exists()
-
-
-@pytest.mark.parametrize("name", variants.__all__)
-def test_init_has_nnunets_exact_signature(name: str) -> None:
-    """nnU-Net introspects it."""
-    import inspect
-
-    parameters = inspect.signature(getattr(variants, name).__init__).parameters
-    assert list(parameters) == list(inspect.signature(nnUNetTrainer.__init__).parameters)

@@ -1,11 +1,13 @@
 """Weights of each format give the features that independent code computes from them."""
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DINOv3ViTConfig, DINOv3ViTModel
+from transformers import DINOv3ViTBackbone, DINOv3ViTConfig, DINOv3ViTModel
 
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.network_architecture.encoder import SlabEncoder
 from nnunetv2_dinomed3d.weights import load_pretrained_weights
 from nnunetv2_dinomed3d.weights.formats import to_timm
@@ -30,7 +32,7 @@ def randomise(model):
     return model.eval()
 
 
-def transformers_vit(gated):
+def transformers_vit(gated, model_class=DINOv3ViTModel):
     torch.manual_seed(0)
     config = DINOv3ViTConfig(
         hidden_size=WIDTH,
@@ -43,7 +45,7 @@ def transformers_vit(gated):
         use_gated_mlp=gated,
         hidden_act="silu" if gated else "gelu",
     )
-    return randomise(DINOv3ViTModel(config))
+    return randomise(model_class(config))
 
 
 def timm_vit(name):
@@ -96,7 +98,23 @@ def our_features(path, vit_name, image, monkeypatch):
 IMAGE = torch.randn(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("layout", ["transformers", "meta"])
+def as_teacher(meta):
+    """The same as the teacher of a training with DINOv3's code, with its two heads."""
+    heads = {f"{head}_head.mlp.0.weight": torch.ones(2, 2) for head in ("dino", "ibot")}
+    return {f"backbone.{name}": tensor for name, tensor in meta.items()} | heads
+
+
+FORMATS = {
+    "transformers": lambda meta, path: None,  # already saved
+    "meta": torch.save,
+    "teacher": lambda meta, path: torch.save(as_teacher(meta), path),
+    "teacher in a checkpoint": lambda meta, path: torch.save(
+        {"iteration": np.int64(3), "optimizer": {"lr": 0.1}, "teacher": as_teacher(meta)}, path
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("gated", [False, True], ids=["mlp", "swiglu"])
 def test_features_are_those_of_transformers(layout, gated, tmp_path, monkeypatch):
     """One tensor under a wrong name, and training starts from a ViT that is not DINOv3, without a word."""
@@ -105,15 +123,88 @@ def test_features_are_those_of_transformers(layout, gated, tmp_path, monkeypatch
         states = theirs(IMAGE, output_hidden_states=True).hidden_states[1:]
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
-    if layout == "meta":
-        meta = as_meta(load_file(path), gated)
+    if layout != "transformers":
+        FORMATS[layout](as_meta(load_file(path), gated), tmp_path / "vit.pth")
         path = tmp_path / "vit.pth"
-        torch.save(meta, path)
     found, ours = our_features(path, PLUS if gated else PLAIN, IMAGE, monkeypatch)
-    assert found == layout
-    for feature, state in zip(ours, states, strict=True):
+    assert found == layout.split()[0]
+    assert_are_states(ours, states)
+
+
+def assert_are_states(features, states):
+    """Our maps ``(E, h, w)`` are transformers' tokens ``(1, 5 + h w, E)``."""
+    for feature, state in zip(features, states, strict=True):
         assert feature.shape == (WIDTH, 3, 4)
         torch.testing.assert_close(feature, state[0, 5:].T.reshape(WIDTH, 3, 4), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "200KB"])
+@pytest.mark.parametrize("model_class", [DINOv3ViTModel, DINOv3ViTBackbone])
+def test_folder_of_transformers(model_class, shard_size, tmp_path, monkeypatch):
+    """What save_pretrained writes is used as it is, whichever class wrote it and in however many files."""
+    transformers_vit(False, model_class).save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert (tmp_path / "model.safetensors").is_file() == (shard_size == "1GB")
+    with torch.no_grad():
+        states = DINOv3ViTModel.from_pretrained(tmp_path)(IMAGE, output_hidden_states=True).hidden_states[1:]
+    found, ours = our_features(tmp_path, PLAIN, IMAGE, monkeypatch)
+    assert found == "transformers"
+    assert_are_states(ours, states)
+
+
+def our_network(**options):
+    torch.manual_seed(0)
+    settings = {"in_channels": 1, "num_classes": 2, "decoder_channels": 16, "detail_channels": 8, "lora_rank": 2}
+    return randomise(DINOMed3D(**{**settings, "vit_name": PLAIN, "vit_kwargs": SMALL, **options}))
+
+
+@pytest.mark.parametrize("vit_name", [PLAIN, PLUS])
+@pytest.mark.parametrize("in_a_checkpoint", [False, True])
+def test_our_own_checkpoint_as_a_2d_vit(vit_name, in_a_checkpoint, tmp_path, monkeypatch):
+    """An encoder aligned on one data set starts the training on another; LoRA, of stage 2, stays behind."""
+    network = our_network(vit_name=vit_name)
+    network.set_stage(1)
+    with torch.no_grad():
+        features = network.encoder(IMAGE[:, None], pad_depth=False)
+    content = network.state_dict()
+    if in_a_checkpoint:
+        content = {
+            "network_weights": content,
+            "trainer_name": "t",
+            "init_args": {"fold": 0},
+            "_best_ema": np.float64(1),
+        }
+    torch.save(content, tmp_path / "checkpoint_best_stage1.pth")
+    found, ours = our_features(tmp_path / "checkpoint_best_stage1.pth", vit_name, IMAGE, monkeypatch)
+    assert found == "dinomed3d"
+    for feature, expected in zip(ours, features, strict=True):
+        torch.testing.assert_close(feature, expected[0, :, 0])
+
+
+@pytest.mark.parametrize("options", [{"slab_depth": 5}, {"in_channels": 2}])
+def test_our_own_checkpoint_that_is_no_2d_vit(options):
+    """Five slices are no three colours; there are ways to use the checkpoint all the same."""
+    state = our_network(**options).state_dict()
+    with pytest.raises(ValueError, match=r"shape \(96, .*K = 3 .*DINOMED3D_STAGE1=FILE.*-pretrained_weights FILE"):
+        to_timm(state)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [(1, "backbone.model.storage_tokens"), (2, "encoder.backbone.model.base_model.model.storage_tokens")],
+)
+def test_checkpoint_of_the_released_code(stage, name):
+    """The authors' file is no 2D ViT, but it can be used: the user learns how."""
+    with pytest.raises(ValueError, match=rf"stage {stage} checkpoint of the released .*dinomed3d convert"):
+        to_timm({name: torch.zeros(1, 4, WIDTH), "head.weight": torch.zeros(1)})
+
+
+def test_teacher_with_something_unknown():
+    """Only its two heads are known to be of no use; anything else stays, for the check of names to find."""
+    state = as_teacher(released("meta")) | {"gram.weight": torch.zeros(1)}
+    names = to_timm(state)[1].keys()
+    assert "gram.weight" in names
+    assert not any("head" in name for name in names)
+    assert names - {"gram.weight"} == to_timm(released("meta"))[1].keys()
 
 
 @pytest.mark.parametrize("file_of", [PLAIN, "vit_small_patch16_dinov3_qkvb", PLUS])
@@ -151,11 +242,48 @@ def released(layout):
     return state if layout == "transformers" else as_meta(state, gated=True)
 
 
+LAYOUTS = {
+    "meta": lambda: released("meta"),
+    "timm": lambda: timm_vit(PLUS).state_dict(),
+    "transformers": lambda: released("transformers"),
+    "teacher": lambda: as_teacher(released("meta")),
+    "dinomed3d": lambda: our_network(vit_name=PLUS).state_dict(),
+}
+
+
+def expected_shapes(**size):
+    encoder = SlabEncoder(1, 3, PLUS, {**SMALL, **size}, lora_rank=2, lora_alpha=2, lora_dropout=0.0)
+    return encoder.pretrained_shapes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_renamed_tensor(layout, tmp_path, monkeypatch):
+    """A tensor under another name is missing, in every format, and the training does not begin without it."""
+    state = dict(LAYOUTS[layout]())
+    name = next(name for name in state if name.endswith("1.norm2.weight"))
+    state[f"{name}_"] = state.pop(name)
+    torch.save(state, tmp_path / "vit.pth")
+    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "vit.pth"))
+    with pytest.raises(ValueError, match=r"2 tensors .*blocks.1.norm2.weight: expected \(96,\), found no such tensor"):
+        load_pretrained_weights(PLUS, expected_shapes())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [{"embed_dim": 192}, {"depth": 8}])
+def test_weights_of_another_size(layout, size, tmp_path, monkeypatch):
+    """The sizes are told from the tensors, whatever the format."""
+    torch.save(dict(LAYOUTS[layout]()), tmp_path / "vit.pth")
+    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "vit.pth"))
+    with pytest.raises(ValueError, match=r"ViT of width 96 and depth 4, the trainer needs width \d+ and depth \d"):
+        load_pretrained_weights(PLUS, expected_shapes(**size))
+
+
 @pytest.mark.parametrize(
     ("layout", "name", "where"),
     [
         ("meta", "blocks.1.attn.qkv.bias", 0),
         ("meta", "blocks.1.attn.qkv.bias", 3 * WIDTH - 1),
+        ("teacher", "blocks.1.attn.qkv.bias", 0),
         ("timm", "blocks.1.attn.q_bias", 3),
         ("timm", "blocks.1.attn.v_bias", 3),
         ("transformers", "layer.1.attention.q_proj.bias", 3),
@@ -166,9 +294,10 @@ def released(layout):
 @pytest.mark.parametrize("value", [0.01, torch.nan])
 def test_qkv_bias_that_is_not_zero_is_refused(layout, name, where, value):
     """Weights trained further with a qkv bias would silently compute something else without it."""
-    state = released(layout)
+    state = released("meta" if layout == "teacher" else layout)
     state[name][where] = value
-    with pytest.raises(ValueError, match=rf"{name} is not zero .*this ViT has no qkv bias"):
+    state = as_teacher(state) if layout == "teacher" else state
+    with pytest.raises(ValueError, match=rf"{name} is not zero .*no qkv bias. These weights were trained with one"):
         to_timm(state)
 
 

@@ -86,19 +86,40 @@ def test_tilde_is_the_home_folder(use, monkeypatch):
     assert load_pretrained_weights(VIT, shapes()).file == "weights.safetensors"
 
 
-@pytest.mark.parametrize(("made", "reason"), [(False, "does not exist"), (True, "is a folder")])
-def test_no_such_file(made, reason, tmp_path, monkeypatch):
-    """A typo in the path must not lead to a download, nor to random weights."""
-    path = tmp_path / "wieghts"
-    if made:
-        path.mkdir()
-    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(path))
-    with pytest.raises(ValueError, match=rf"{re.escape(repr(str(path)))}, which {reason}.*\.pth.*random.*unset"):
+def assert_refused(reason):
+    """By the training and, before it, by `dinomed3d doctor`."""
+    with pytest.raises(ValueError, match=reason):
         load_pretrained_weights(VIT, shapes())
     setting = weights_setting(VIT)
     assert setting.source == "file"
     assert not setting.available
-    assert reason in setting.description
+    assert re.search(reason, setting.description)
+
+
+def test_no_such_file(tmp_path, monkeypatch):
+    """A typo in the path must not lead to a download, nor to random weights."""
+    path = tmp_path / "wieghts"
+    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(path))
+    assert_refused(rf"{re.escape(repr(str(path)))}, which does not exist.*\.pth.*random.*unset")
+
+
+def test_folder_without_weights(tmp_path, monkeypatch):
+    """The folder above the right one."""
+    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path))
+    assert_refused(rf"DINOMED3D_WEIGHTS: {re.escape(str(tmp_path))} is a folder without model.safetensors")
+
+
+def test_folder(tmp_path, monkeypatch):
+    """The log names the folder, since all files in such folders have the same name."""
+    folder = tmp_path / "dinov3-vitb16"
+    folder.mkdir()
+    save_file(tensors(), folder / "model.safetensors")
+    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(folder))
+    assert weights_setting(VIT).available
+    assert "the folder" in weights_setting(VIT).description
+    loaded = load_pretrained_weights(VIT, shapes())
+    checksum = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (loaded.file, loaded.sha256, loaded.format) == ("dinov3-vitb16", checksum, "timm")
 
 
 @pytest.mark.parametrize("value", [None, "", " "])
@@ -160,6 +181,21 @@ def test_vit_without_pretrained_weights(vit_name):
     """A class attribute with a typo is named, instead of an AttributeError from timm."""
     with pytest.raises(ValueError, match=rf"no pretrained weights of '{vit_name}'.*random"):
         load_pretrained_weights(vit_name, shapes())
+
+
+def test_weights_of_the_tiny_vit_are_lightlytrains(monkeypatch):
+    """Neither Meta nor timm has this size: without a file the user learns where to get one."""
+    tiny = "vit_tiny_patch16_dinov3"
+    for ask in (lambda: load_pretrained_weights(tiny, shapes()), lambda: weights_setting(tiny)):
+        with pytest.raises(ValueError, match=r"LightlyTrain publishes .*dinov3/vitt16.*\.pth.* set DINOMED3D_WEIGHTS"):
+            ask()
+
+
+def test_checkpoint_of_the_released_code(use):
+    """The authors' stage 1 is no DINOv3 file: the message leads to the command that converts it."""
+    path = use({"model_state_dict": {"backbone.model.cls_token": torch.zeros(1)}}, "stage1_best.pth", torch.save)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: .*dinomed3d convert"):
+        load_pretrained_weights(VIT, shapes())
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,25 @@ class UPerNet3D(nn.Module):
         return self.fusion(torch.cat([_resize(output, finest) for output in outputs], dim=1))
 
 
+class UPerNetDecoder(nn.Module):
+    """UPerNet and the segmentation layer, without detail features: for the ablations.
+
+    Args:
+        channels: of the pyramid's levels.
+        num_classes: N, segmentation heads.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.upernet = UPerNet3D(channels)
+        self.seg_layers = nn.Conv3d(channels, num_classes, 1)
+
+    def forward(self, levels: list[Tensor], size: tuple[int, int, int]) -> Tensor:
+        """Pyramid (fine to coarse) to logits ``(b, N, *size)``, resized trilinearly; ``size`` is ``(d, h, w)``."""
+        logits = self.seg_layers(self.upernet(levels))
+        return F.interpolate(logits, size=size, mode="trilinear", align_corners=False)
+
+
 class RefinementBlock(nn.Module):
     """Joins coarse decoder features with finer detail features.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -17,6 +17,19 @@ LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc1_g|fc1_x|fc2))"
 """Linear layers of the Transformer blocks; ``fc1_g`` and ``fc1_x`` are of a SwiGLU MLP (plus-sized ViTs)."""
 
 FEATURE_LEVELS = 4
+
+Trained = Literal["all", "lora", "nothing"]
+
+
+def _require_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], advice: str) -> None:
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{len(wrong)} tensors do not fit this ViT, the first is {name}: expected {expected.get(name)}, "
+            f"got {found.get(name)}. {advice}"
+        )
 
 
 class TokenGrid(nn.Module):
@@ -41,10 +54,14 @@ class SlabEncoder(nn.Module):
             would silently do nothing).
         vit_kwargs: overrides for timm's model, e.g. to make it smaller.
         lora_rank, lora_alpha, lora_dropout: of every LoRA.
+        rope_rescale: R; in training the coordinates that RoPE encodes are multiplied by a random factor between 1 / R
+            and R, one for each forward pass, as in DINOv3's own training (R = 2). None: never. Only what is trained
+            is in training mode: not in stage 2.
 
     Attributes:
         embed_dim: E, channels of each feature map.
         stride: voxels of the (scaled) slice per token, in plane.
+        trained: what of the encoder is trained, see `train_only`.
     """
 
     stride = PATCH
@@ -58,11 +75,15 @@ class SlabEncoder(nn.Module):
         lora_rank: int,
         lora_alpha: int,
         lora_dropout: float,
+        rope_rescale: float | None = None,
     ) -> None:
         super().__init__()
         self.vit = timm.create_model(vit_name, pretrained=False, num_classes=0, global_pool="", **vit_kwargs)
         self.embed_dim: int = self.vit.embed_dim
         self.vit.patch_embed = TokenGrid()
+        if rope_rescale is not None:
+            self.vit.rope.rescale_coords = rope_rescale
+            self.vit.rope.aug_active = True
         self.ice = InterSliceContextEmbedding(in_channels, self.embed_dim, slab_depth)
 
         depth = len(self.vit.blocks)
@@ -73,8 +94,8 @@ class SlabEncoder(nn.Module):
             r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=LORA_TARGETS, bias="none"
         )
         inject_adapter_in_model(lora, self.vit)
-        self.frozen = False
-        self.freeze(False)
+        self.trained: Trained = "all"
+        self.train_only("all")
 
     def forward(self, x: Tensor, pad_depth: bool = True) -> list[Tensor]:
         """``(b, C, d, h, w)`` to four maps ``(b, E, d, h / 16, w / 16)``, shallow to deep; h and w multiples of 16.
@@ -87,21 +108,21 @@ class SlabEncoder(nn.Module):
         )
         return [rearrange(f, "(b d) e h w -> b e d h w", b=len(x)) for f in features]
 
-    def freeze(self, frozen: bool) -> None:
-        """Stage 2 (frozen): only LoRA is trained. Stage 1 (not frozen): ICE and ViT are, and LoRA is off.
+    def train_only(self, trained: Trained) -> None:
+        """Choose what is trained: all of ICE and ViT, with LoRA off (stage 1); LoRA alone (stage 2); or nothing.
 
         The ViT's final norm is in no feature map and never trained.
         """
-        self.frozen = frozen
-        self.requires_grad_(not frozen)
+        self.trained = trained
+        self.requires_grad_(trained == "all")
         for layer in self.lora_layers():
-            layer.enable_adapters(frozen)
+            layer.enable_adapters(trained == "lora")
         self.vit.norm.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "SlabEncoder":
         """As for any module, but what is frozen stays in eval mode; LoRA's dropout follows ``mode``."""
-        super().train(mode and not self.frozen)
+        super().train(mode and self.trained == "all")
         self.training = mode
         for layer in self.lora_layers():
             layer.lora_dropout.train(mode)
@@ -149,17 +170,20 @@ class SlabEncoder(nn.Module):
         Raises:
             ValueError: a tensor is missing, left over or of another shape.
         """
-        expected = self.pretrained_shapes()
-        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        if found != expected:
-            wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-            name = wrong[0]
-            raise ValueError(
-                f"{len(wrong)} tensors do not fit this ViT, the first is {name}: expected {expected.get(name)}, "
-                f"got {found.get(name)}. Weights of another variant?"
-            )
+        _require_shapes(weights, self.pretrained_shapes(), "Weights of another variant?")
         self.ice.load_patch_embedding(weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"])
         state = {mine: weights[name] for name, mine in self._pretrained_names().items()}
         missing, unexpected = self.vit.load_state_dict(state, strict=False)
         assert not unexpected, unexpected
         assert all(".lora_" in name for name in missing), missing
+
+    def load_stage1(self, weights: Mapping[str, Tensor]) -> None:
+        """Take ICE and ViT from another encoder's state dict, without its LoRA.
+
+        Raises:
+            ValueError: a tensor is missing, left over or of another shape.
+        """
+        weights = {name: tensor for name, tensor in weights.items() if ".lora_" not in name}
+        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items() if ".lora_" not in name}
+        _require_shapes(weights, own, "Trained with another variant, slab depth K or number of image channels?")
+        self.load_state_dict(weights, strict=False)

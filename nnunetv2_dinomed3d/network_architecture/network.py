@@ -7,7 +7,7 @@ keys in both, and carries the stage, so that a checkpoint of either predicts as 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture.adapter import Adapter3D, DepthAlignment
-from nnunetv2_dinomed3d.network_architecture.decoder import Decoder
+from nnunetv2_dinomed3d.network_architecture.decoder import Decoder, UPerNetDecoder
 from nnunetv2_dinomed3d.network_architecture.detail import DetailEncoder
 from nnunetv2_dinomed3d.network_architecture.encoder import SlabEncoder
 from nnunetv2_dinomed3d.network_architecture.fusion import GatedFusion
@@ -38,6 +38,9 @@ def _autocast_is_on(device_type: str) -> bool:
     return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
 
 
+Proxy = Literal["linear", "upernet"]
+
+
 class ProxyHead(nn.Module):
     """Stage 1's linear head: a 1x1 convolution on the last feature map.
 
@@ -50,11 +53,35 @@ class ProxyHead(nn.Module):
         super().__init__()
         self.seg_layers = nn.Conv3d(embed_dim, num_classes, 1)
 
-    def forward(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
-        """``(b, E, d, h, w)`` to logits ``(b, N, d, *size)``, resized bilinearly in plane."""
-        logits = rearrange(self.seg_layers(feature), "b n d h w -> (b d) n h w")
+    def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Four maps ``(b, E, d, h, w)`` to logits ``(b, N, d, *size)``, resized bilinearly in plane."""
+        logits = rearrange(self.seg_layers(features[-1]), "b n d h w -> (b d) n h w")
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        return rearrange(logits, "(b d) n h w -> b n d h w", b=len(feature))
+        return rearrange(logits, "(b d) n h w -> b n d h w", b=len(features[-1]))
+
+
+class UPerNetProxyHead(nn.Module):
+    """In place of the linear head: stage 2's adapter and UPerNet on each slice, a volume one slice deep (Table 3).
+
+    Args:
+        embed_dim: E.
+        channels: of the adapter's levels.
+        num_classes: N.
+        token_stride, depth_alignment: the adapter's.
+    """
+
+    def __init__(
+        self, embed_dim: int, channels: int, num_classes: int, token_stride: int, depth_alignment: DepthAlignment
+    ) -> None:
+        super().__init__()
+        self.adapter = Adapter3D(embed_dim, channels, token_stride, depth_alignment)
+        self.decoder = UPerNetDecoder(channels, num_classes)
+
+    def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Four maps ``(b, E, d, h, w)`` to logits ``(b, N, d, *size)``."""
+        slices = [rearrange(feature, "b e d h w -> (b d) e 1 h w") for feature in features]
+        logits = self.decoder(self.adapter(slices), (1, *size))
+        return rearrange(logits, "(b d) n 1 h w -> b n d h w", b=len(features[-1]))
 
 
 class DINOMed3D(nn.Module):
@@ -70,6 +97,11 @@ class DINOMed3D(nn.Module):
         detail_channels: width of the detail stream at full scale.
         lora_rank, lora_alpha, lora_dropout: of every LoRA.
         depth_alignment: see `adapter.Adapter3D`.
+        rope_rescale: see `encoder.SlabEncoder`.
+        train_encoder: whether stage 1 trains ICE and ViT, or only the proxy head (Table 3, row 1).
+        proxy: what predicts in stage 1: the linear head, or a UPerNet (Table 3, row 6).
+        detail_stream: whether stage 2 has one, and with it the fusion and the refinement (Table 3, row 3: not).
+        mixed_precision: whether to compute in bfloat16 where autocast is on.
 
     Attributes:
         stage: 1 or 2, set by `set_stage`.
@@ -91,22 +123,40 @@ class DINOMed3D(nn.Module):
         lora_alpha: int = 16,
         lora_dropout: float = 0.1,
         depth_alignment: DepthAlignment = "exact",
+        rope_rescale: float | None = 2.0,
+        train_encoder: bool = True,
+        proxy: Proxy = "linear",
+        detail_stream: bool = True,
+        mixed_precision: bool = True,
     ) -> None:
         super().__init__()
         if scale not in (1, 2, 4):
             raise ValueError(f"scale is {scale}; the in-plane scale is 1, 2 or 4.")
         if depth_alignment not in ("exact", "released"):
             raise ValueError(f"depth_alignment is {depth_alignment!r}; it is 'exact' or 'released'.")
+        if proxy not in ("linear", "upernet"):
+            raise ValueError(f"proxy is {proxy!r}; stage 1 predicts with a 'linear' head or a 'upernet'.")
         self.scale = scale
+        self.train_encoder = train_encoder
+        self.mixed_precision = mixed_precision
         self.encoder = SlabEncoder(
-            in_channels, slab_depth, vit_name, vit_kwargs or {}, lora_rank, lora_alpha, lora_dropout
+            in_channels, slab_depth, vit_name, vit_kwargs or {}, lora_rank, lora_alpha, lora_dropout, rope_rescale
         )
-        embed_dim = self.encoder.embed_dim
-        self.proxy_head = ProxyHead(embed_dim, num_classes)
-        self.adapter = Adapter3D(embed_dim, decoder_channels, self.encoder.stride // scale, depth_alignment)
-        self.detail = DetailEncoder(in_channels, detail_channels, decoder_channels)
-        self.fusion = GatedFusion(decoder_channels)
-        self.decoder = Decoder(decoder_channels, detail_channels, num_classes)
+        embed_dim, token_stride = self.encoder.embed_dim, self.encoder.stride // scale
+        self.proxy_head = (
+            ProxyHead(embed_dim, num_classes)
+            if proxy == "linear"
+            else UPerNetProxyHead(embed_dim, decoder_channels, num_classes, token_stride, depth_alignment)
+        )
+        self.adapter = Adapter3D(embed_dim, decoder_channels, token_stride, depth_alignment)
+        self.decoder: nn.Module
+        if detail_stream:
+            self.detail = DetailEncoder(in_channels, detail_channels, decoder_channels)
+            self.fusion = GatedFusion(decoder_channels)
+            self.decoder = Decoder(decoder_channels, detail_channels, num_classes)
+        else:
+            self.decoder = UPerNetDecoder(decoder_channels, num_classes)
+        self.detail_stream = detail_stream
         self.has_weights = False
         self.set_stage(2)
 
@@ -124,10 +174,12 @@ class DINOMed3D(nn.Module):
             raise ValueError("Bare slabs are stage 1's input; stage 2 takes volumes.")
         self.stage = stage
         self.bare_slabs = bare_slabs
-        self.encoder.freeze(stage == 2)
+        self.requires_grad_(stage == 2)
         self.proxy_head.requires_grad_(stage == 1)
-        for module in (self.adapter, self.detail, self.fusion, self.decoder):
-            module.requires_grad_(stage == 2)
+        if stage == 2:
+            self.encoder.train_only("lora")
+        else:
+            self.encoder.train_only("all" if self.train_encoder else "nothing")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a volume, float32.
@@ -139,6 +191,9 @@ class DINOMed3D(nn.Module):
             ``(b, N, d, h, w)``; with `bare_slabs`, ``(b, N, 1, h, w)``.
         """
         device_type = x.device.type
+        if _autocast_is_on(device_type) and not self.mixed_precision:
+            with torch.autocast(device_type, enabled=False):
+                return self._forward(x.float())
         # nnU-Net's autocast is float16, in which a ViT's attention can overflow
         if _autocast_is_on(device_type) and has_bfloat16(device_type):
             with torch.autocast(device_type, dtype=torch.bfloat16):
@@ -150,7 +205,9 @@ class DINOMed3D(nn.Module):
         padded = padded_side(height, self.scale), padded_side(width, self.scale)
         features = self._encode(x, padded)
         if self.stage == 1:
-            logits = self.proxy_head(features[-1], padded)
+            logits = self.proxy_head(features, padded)
+        elif not self.detail_stream:
+            logits = self.decoder(self.adapter(features), (x.shape[2], *padded))
         else:
             # on the ViT's padded grid, so that both streams agree on where a voxel is
             volume = F.pad(x, (0, padded[1] - width, 0, padded[0] - height))
@@ -187,6 +244,15 @@ class DINOMed3D(nn.Module):
     def load_pretrained(self, weights: Mapping[str, Tensor]) -> None:
         """Start ICE and ViT from a 2D DINOv3 ViT. Raises ValueError for anything but `pretrained_shapes`."""
         self.encoder.load_pretrained(weights)
+        self.has_weights = True
+
+    def load_stage1(self, state: Mapping[str, Tensor]) -> None:
+        """Start stage 2 from another training's stage 1: take ICE and ViT from its network's state dict.
+
+        Raises ValueError where they do not fit completely. All else of ``state`` is stage 2's or the old classes'.
+        """
+        encoder = {name.removeprefix("encoder."): w for name, w in state.items() if name.startswith("encoder.")}
+        self.encoder.load_stage1(encoder)
         self.has_weights = True
 
     def get_extra_state(self) -> Tensor:
@@ -240,6 +306,11 @@ def build_dinomed3d(
     *,
     slab_depth: int = 3,
     depth_alignment: DepthAlignment = "exact",
+    rope_rescale: float | None = 2.0,
+    train_encoder: bool = True,
+    proxy: Proxy = "linear",
+    detail_stream: bool = True,
+    mixed_precision: bool = True,
 ) -> DINOMed3D:
     """A network of a named size for a patch size, with random weights and in stage 2.
 
@@ -249,7 +320,7 @@ def build_dinomed3d(
         num_classes: N, segmentation heads.
         patch_size: ``(D, H, W)``; decides the in-plane scale. Volumes of other sizes can be passed all the same.
         slab_depth: K.
-        depth_alignment: see `adapter.Adapter3D`.
+        depth_alignment, rope_rescale, train_encoder, proxy, detail_stream, mixed_precision: see `DINOMed3D`.
     """
     if variant not in VARIANTS:
         raise ValueError(f"There is no variant {variant!r}; there are {', '.join(VARIANTS)}.")
@@ -264,4 +335,9 @@ def build_dinomed3d(
         decoder_channels=size.decoder_channels,
         detail_channels=size.detail_channels,
         depth_alignment=depth_alignment,
+        rope_rescale=rope_rescale,
+        train_encoder=train_encoder,
+        proxy=proxy,
+        detail_stream=detail_stream,
+        mixed_precision=mixed_precision,
     )

@@ -8,7 +8,11 @@ in a source tree the folder of this file is the one to export as ``nnUNet_extTra
 
 def __getattr__(name: str) -> type:
     if name.startswith("nnUNetTrainerDINOMed3D"):
-        from nnunetv2_dinomed3d.trainers import variants
+        from nnunetv2_dinomed3d.trainers.variants.names import UnknownTrainerError, is_named_elsewhere, trainer_class
 
-        return getattr(variants, name)
+        try:
+            return trainer_class(name)
+        except UnknownTrainerError:
+            if not is_named_elsewhere(name):
+                raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

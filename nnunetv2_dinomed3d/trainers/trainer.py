@@ -1,15 +1,18 @@
 """DINO-Med3D on nnU-Net's hooks: one training that runs stage 1, switches, and runs stage 2.
 
-All here is a delta to `nnUNetTrainer`. Hyper-parameters are class attributes, the paper's.
+All here is a delta to `nnUNetTrainer`. Hyper-parameters are class attributes, the paper's; what `variants` changes of
+them gives the other trainers.
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os.path import basename, dirname, isfile, join
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -23,10 +26,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
-from nnunetv2_dinomed3d.network_architecture.network import has_bfloat16
+from nnunetv2_dinomed3d.network_architecture.network import Proxy, has_bfloat16
+from nnunetv2_dinomed3d.trainers.reuse import leaked_cases, require_one_start
 from nnunetv2_dinomed3d.trainers.sampling import slab_configuration, slab_loader, start_workers, stop_workers
-from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule, StagePolyLRScheduler
+from nnunetv2_dinomed3d.trainers.schedule import PlateauLRScheduler, Recipe, Schedule, StagePolyLRScheduler
 from nnunetv2_dinomed3d.weights import load_pretrained_weights
+from nnunetv2_dinomed3d.weights.stage1 import Stage1Checkpoint, load_stage1, stage1_setting
 
 STAGE1_BEST = "checkpoint_best_stage1.pth"
 
@@ -61,20 +66,33 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
     Attributes:
         variant: size of the network, one of `network_architecture.VARIANTS`.
         slab_depth: K.
-        depth_alignment: see `network_architecture.adapter.Adapter3D`.
-        schedule: length and learning rate of both stages.
+        depth_alignment, rope_rescale, train_encoder, proxy, detail_stream, mixed_precision: see
+            `network_architecture.DINOMed3D`.
+        stages: those that are trained.
+        stage1_epochs, stage2_epochs: their lengths.
+        stage1_lr, stage2_lr: AdamW's initial learning rates.
         slab_batch_size: slabs in a batch of stage 1, over all GPUs.
         adamw_weight_decay, gradient_clip: of both stages.
         ce_weight, dice_weight: of both stages' loss.
         iterations_per_epoch, val_iterations_per_epoch: of both stages.
         latest_every: epochs between two ``checkpoint_latest.pth``.
         stage: 1 or 2, the one that is trained now.
+        schedule: length and learning rate of both stages in this training.
     """
 
     variant: str = "base"
     slab_depth: int = 3
     depth_alignment: DepthAlignment = "exact"
-    schedule: Schedule = Schedule(stage1=Recipe(epochs=50, lr=1e-5), stage2=Recipe(epochs=50, lr=1e-4))
+    rope_rescale: float | None = 2.0
+    train_encoder: bool = True
+    proxy: Proxy = "linear"
+    detail_stream: bool = True
+    mixed_precision: bool = True
+    stages: tuple[int, ...] = (1, 2)
+    stage1_epochs: int = 50
+    stage2_epochs: int = 50
+    stage1_lr: float = 1e-5
+    stage2_lr: float = 1e-4
     slab_batch_size: int = 24
     adamw_weight_decay: float = 0.01
     gradient_clip: float = 1.0
@@ -85,6 +103,7 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
     latest_every: int = 5
 
     # nnU-Net's, which ships no types
+    my_init_kwargs: dict[str, Any]
     network: nn.Module
     configuration_manager: ConfigurationManager
     oversample_foreground_percent: float
@@ -102,12 +121,19 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         _require_3d(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
-        self.num_epochs = self.schedule.epochs
+        schedule = Schedule(Recipe(self.stage1_epochs, self.stage1_lr), Recipe(self.stage2_epochs, self.stage2_lr))
+        for stage in {1, 2} - set(self.stages):
+            schedule = schedule.without(stage)
+        self._set_schedule(schedule)
         self.num_iterations_per_epoch = self.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
         self.weight_decay = self.adamw_weight_decay
         self.save_every = self.latest_every
-        self.stage = 2  # the network is built in it
+        self.stage = max(self.stages)  # until the first one begins
+
+    def _set_schedule(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.num_epochs = schedule.epochs
 
     # ---- network ----
 
@@ -128,6 +154,11 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
             configuration_manager.patch_size,
             slab_depth=cls.slab_depth,
             depth_alignment=cls.depth_alignment,
+            rope_rescale=cls.rope_rescale,
+            train_encoder=cls.train_encoder,
+            proxy=cls.proxy,
+            detail_stream=cls.detail_stream,
+            mixed_precision=cls.mixed_precision,
         )
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -187,7 +218,7 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         with self._stage_configuration():
             super()._set_batch_size_and_oversample()
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, StagePolyLRScheduler]:
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, StagePolyLRScheduler | PlateauLRScheduler]:
         """AdamW over what the stage trains; gradients are clipped once more, nnU-Net's limit of 12 being wider."""
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.initial_lr, weight_decay=self.weight_decay)
@@ -282,10 +313,48 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        if not self.module.has_weights:  # neither resumed nor started with -pretrained_weights
-            self._load_pretrained_vit()
+        self._start()
         self._enter_stage()  # weights that were loaded brought their own stage along
         super().on_train_start()
+
+    def _start(self) -> None:
+        """Fill the network, unless it was: on resume, or by -pretrained_weights."""
+        stage1_file = stage1_setting()
+        if self.current_epoch > 0:
+            if stage1_file:
+                self.print_to_log_file("The training is resumed: DINOMED3D_STAGE1 is not looked at.")
+        elif stage1_file:
+            require_one_start(self.stages, self.module.has_weights)
+            self._start_from_stage1(stage1_file)
+        elif not self.module.has_weights:
+            self._load_pretrained_vit()
+
+    def _start_from_stage1(self, file: Path) -> None:
+        """Skip stage 1: take its result from another training's checkpoint, or from a converted one."""
+        checkpoint = load_stage1(file)
+        self.module.load_stage1(checkpoint.network_weights)
+        self._set_schedule(self.schedule.without(1))
+        self._record_stage1({"epochs": 0, "file": checkpoint.file, "sha256": checkpoint.sha256})
+        self.print_to_log_file(f"Stage 1 is skipped. {checkpoint.report()}")
+        self._warn_of_leak(checkpoint)
+        self._begin_stage(2)
+
+    def _warn_of_leak(self, checkpoint: Stage1Checkpoint) -> None:
+        if self.fold == "all":
+            return  # validated on its training cases anyway
+        _, cases = self.do_split()
+        splits = load_json(join(self.preprocessed_dataset_folder_base, "splits_final.json"))
+        leaked = leaked_cases(checkpoint, self.plans_manager.dataset_name, splits, cases)
+        if leaked:
+            self.print_to_log_file(
+                f"WARNING: {checkpoint.file} was trained on {len(leaked)} of the {len(cases)} validation cases of fold "
+                f"{self.fold} ({', '.join(leaked[:5])}{', ...' if len(leaked) > 5 else ''}): the validation of this "
+                "training will look better than the model is. Use the stage 1 of the same fold."
+            )
+
+    def _record_stage1(self, record: dict[str, Any]) -> None:
+        """Say in the checkpoints, under ``init_args``, what stage 2 started from."""
+        self.my_init_kwargs = {**self.my_init_kwargs, "stage1": record}
 
     def _load_pretrained_vit(self) -> None:
         name = VARIANTS[self.variant].weights_name
@@ -305,8 +374,11 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
 
     def _autocast(self) -> AbstractContextManager[None]:
         """nnU-Net's float16 autocast becomes bfloat16, as in the network, where the device has it."""
-        bfloat16 = self.device.type == "cuda" and has_bfloat16("cuda")
-        return autocast_dtype("cuda", torch.bfloat16) if bfloat16 else nullcontext()
+        if self.device.type != "cuda":
+            return nullcontext()
+        if not self.mixed_precision:
+            return autocast_dtype("cuda", torch.float32)
+        return autocast_dtype("cuda", torch.bfloat16) if has_bfloat16("cuda") else nullcontext()
 
     def train_step(self, batch: dict) -> dict:
         with self._autocast():
@@ -332,6 +404,7 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
     def _load_best_of_stage1(self) -> None:
         if self.disable_checkpointing:
             self.print_to_log_file("Checkpointing is disabled: stage 2 starts from the last epoch of stage 1.")
+            self._record_stage1({"epochs": self.current_epoch, "best_epoch": self.current_epoch - 1})
             return
         if self.is_ddp:
             dist.barrier()  # rank 0 wrote the file
@@ -343,7 +416,9 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
             )
         checkpoint = torch.load(filename, map_location="cpu", mmap=True, weights_only=False)  # nnU-Net's own
         self.module.load_state_dict(checkpoint["network_weights"])
-        self.print_to_log_file(f"Stage 2 starts from epoch {checkpoint['current_epoch'] - 1}, the best of stage 1.")
+        best_epoch = checkpoint["current_epoch"] - 1
+        self._record_stage1({"epochs": self.current_epoch, "best_epoch": best_epoch})
+        self.print_to_log_file(f"Stage 2 starts from epoch {best_epoch}, the best of stage 1.")
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         super().on_validation_epoch_end(val_outputs)
@@ -355,7 +430,7 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's; the best epoch of stage 1 has a file of its own, so that ``checkpoint_best.pth`` is stage 2's."""
-        if self.stage == 1 and basename(filename) == "checkpoint_best.pth":
+        if self.stage == 1 and self.schedule.stage2.epochs and basename(filename) == "checkpoint_best.pth":
             filename = join(dirname(filename), STAGE1_BEST)
         super().save_checkpoint(filename)
 
@@ -365,6 +440,12 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
             self.initialize()
         checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", mmap=True, weights_only=False)
         stage = int(checkpoint["network_weights"]["_extra_state"])
+        record = checkpoint["init_args"].get("stage1")
+        if record:
+            skipped = "file" in record
+            self._set_schedule(
+                self.schedule.without(1) if skipped else self.schedule.with_stage1_ended(record["epochs"])
+            )
         if stage != self.stage:
             self._begin_stage(stage)
         super().load_checkpoint(filename_or_checkpoint)

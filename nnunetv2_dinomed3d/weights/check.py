@@ -25,12 +25,12 @@ def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], vit_
         first, none = wrong[0], "no such tensor"
         raise ValueError(
             f"{len(wrong)} tensors do not fit, the first is {first}: expected {expected.get(first, none)}, "
-            f"found {found.get(first, none)}. {_about_size(_size(found), _size(expected), vit_name)}"
+            f"found {found.get(first, none)}. {_about_size(vit_size(found), vit_size(expected), vit_name)}"
         )
 
 
-def _size(shapes: Mapping[str, Shape]) -> tuple[int, int]:
-    """Width and depth of the ViT that has these tensors; 0 for what cannot be told."""
+def vit_size(shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """Width and depth of the ViT that has these tensors, by timm's names; 0 for what cannot be told."""
     width = (shapes.get("norm.weight") or (0,))[0]
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     return width, depth

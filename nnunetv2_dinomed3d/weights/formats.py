@@ -12,6 +12,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+BACKBONE = "backbone."
+"""Prefix of the ViT in a checkpoint of DINOv3's training code."""
+
+REFERENCE_PREFIXES = {1: "backbone.model.", 2: "encoder.backbone.model.base_model.model."}
+"""Prefix of the ViT in the checkpoints of the released DINO-Med3D code, by stage."""
+
 
 def to_timm(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """The format's name, recognised by the name of the register tokens, and the tensors under timm's names.
@@ -23,28 +29,47 @@ def to_timm(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         "storage_tokens": ("meta", from_meta),
         "reg_token": ("timm", from_timm),
         "embeddings.register_tokens": ("transformers", from_transformers),
+        f"{BACKBONE}storage_tokens": ("teacher", from_teacher),
+        "encoder.vit.reg_token": ("dinomed3d", from_dinomed3d),
     }
-    for mark, (name, rename) in formats.items():
+    for mark, (name, rename_all) in formats.items():
         if mark in state:
-            return name, rename(state)
+            return name, rename_all(state)
+    stage = reference_stage(state)
+    if stage:
+        raise ValueError(
+            f"this is a stage {stage} checkpoint of the released DINO-Med3D code, not the weights of a 2D ViT: make a "
+            "checkpoint of this plugin of it with `dinomed3d convert FILE -o OUT`."
+        )
     raise ValueError(
         f"no DINOv3 ViT in a known format: none of the tensors {', '.join(formats)} is there "
         f"(the first of {len(state)} are {', '.join(list(state)[:5]) or 'none'}). Other models, such as DINOv2 or "
-        "DINOv3's ConvNeXts, cannot be used, nor tensors whose names have a prefix."
+        "DINOv3's ConvNeXts, cannot be used, nor tensors whose names have another prefix."
     )
 
 
+def reference_stage(state: Mapping[str, Tensor]) -> int | None:
+    """The stage (1 or 2) if these are the tensors of a checkpoint of the released DINO-Med3D code, else None."""
+    for stage, prefix in REFERENCE_PREFIXES.items():
+        if any(name.startswith(prefix) for name in state):
+            return stage
+    return None
+
+
 def from_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of Meta's own checkpoints. The RoPE periods are a constant; the mask token serves pretraining only."""
+    """Tensors of Meta's own checkpoints. The RoPE periods are a constant; the mask token serves pretraining only.
+
+    With peft's ``base_layer`` in their names, as in a checkpoint with LoRA, they keep it.
+    """
     kept = {}
     for name, tensor in state.items():
-        if name.endswith(".attn.qkv.bias"):
+        if re.search(r"\.attn\.qkv\.(base_layer\.)?bias$", name):
             _require_zero(name, _bias_in_use(tensor, state.get(f"{name}_mask")))
         elif name not in ("mask_token", "rope_embed.periods") and not (
             name.endswith(".bias_mask") or name.startswith("local_cls_norm.")
         ):
             kept[name] = tensor
-    return _rename(
+    return rename(
         kept,
         [
             (r"^storage_tokens$", "reg_token"),
@@ -53,6 +78,35 @@ def from_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             (r"\.mlp\.w2\.", ".mlp.fc1_x."),
             (r"\.mlp\.w3\.", ".mlp.fc2."),
         ],
+    )
+
+
+def from_teacher(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The teacher of a training with DINOv3's code, e.g. MedDINOv3's: Meta's names, a prefix, and two heads."""
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(("dino_head.", "ibot_head."))}
+    return from_meta(rename(kept, [(rf"^{re.escape(BACKBONE)}", "")]))
+
+
+def from_dinomed3d(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The 2D ViT in a `DINOMed3D`: stage 1's result, without LoRA. ICE's three slices are colour channels again.
+
+    Raises:
+        ValueError: ICE is not that of one image channel and three slices, which colour channels can be.
+    """
+    others = r"^(_extra_state$|proxy_head\.|adapter\.|detail\.|fusion\.|decoder\.)|\.lora_[AB]\."
+    kept = {name: tensor for name, tensor in state.items() if not re.search(others, name)}
+    weight = kept.get("encoder.ice.conv.weight")
+    if weight is not None:
+        if weight.ndim != 5 or weight.shape[1:3] != (1, 3):
+            raise ValueError(
+                f"this is a checkpoint of this plugin whose ICE, encoder.ice.conv.weight, has the shape "
+                f"{tuple(weight.shape)}: only one image channel and K = 3 slices, (E, 1, 3, 16, 16), can be the colour "
+                "channels of a 2D ViT. To start stage 2 from it set DINOMED3D_STAGE1=FILE, to go on training it use "
+                "nnUNetv2_train's -pretrained_weights FILE."
+            )
+        kept["encoder.ice.conv.weight"] = weight[:, 0]
+    return rename(
+        kept, [(r"^encoder\.ice\.conv\.", "patch_embed.proj."), (r"^encoder\.vit\.", ""), (r"\.base_layer\.", ".")]
     )
 
 
@@ -66,7 +120,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kept = _without_zero_biases(state, r"\.attention\.[qkv]_proj\.bias$")
     kept.pop("embeddings.mask_token", None)
     gated = any(".mlp.gate_proj." in name for name in kept)
-    return _rename(
+    return rename(
         _fuse_qkv(kept),
         [
             (r"^embeddings\.cls_token$", "cls_token"),
@@ -83,7 +137,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
 
 
-def _rename(state: Mapping[str, Tensor], replacements: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+def rename(state: Mapping[str, Tensor], replacements: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
     """``state`` with every (regular expression, replacement) applied to its names."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -132,6 +186,7 @@ def _without_zero_biases(state: Mapping[str, Tensor], pattern: str) -> dict[str,
 def _require_zero(name: str, bias: Tensor) -> None:
     if not bool((bias == 0).all()):
         raise ValueError(
-            f"{name} is not zero (up to {bias.float().abs().max().item():.3g}), but this ViT has no qkv bias. All "
-            "DINOv3 weights that Meta released have zeros there: use those, not weights trained further with a bias."
+            f"{name} is not zero (up to {bias.float().abs().max().item():.3g}), but this ViT has no qkv bias. "
+            "These weights were trained with one, as MedDINOv3's or LightlyTrain's may be, and cannot be used here; "
+            "all DINOv3 weights that Meta released have zeros there: use those."
         )

@@ -1,8 +1,8 @@
-"""Where pretrained weights come from: the file that ``DINOMED3D_WEIGHTS`` names, else the Hugging Face Hub."""
+"""Where pretrained weights come from: what ``DINOMED3D_WEIGHTS`` names, else the Hugging Face Hub."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,16 +12,20 @@ from torch import Tensor
 from nnunetv2_dinomed3d.weights.check import as_float32, check_shapes
 from nnunetv2_dinomed3d.weights.files import (
     GOOD_FILES,
+    WEIGHTS_FILE,
     WEIGHTS_VARIABLE,
     check_against_name,
     read_tensors,
     sha256,
     shortened,
+    weight_files,
 )
 from nnunetv2_dinomed3d.weights.formats import to_timm
 
 RANDOM = "random"
-HUB_FILE = "model.safetensors"
+
+LIGHTLY_TRAIN_VIT = "vit_tiny_patch16_dinov3"
+"""A size that Meta and timm do not have."""
 
 HUB_TIMEOUT = 5.0
 """Seconds that the Hub has for each answer about the file; huggingface_hub 2 asks six times, with pauses of 23 s."""
@@ -37,9 +41,10 @@ class PretrainedWeights:
 
     Attributes:
         tensors: by timm's names, float32, on the CPU.
-        file: name of the file, without its folder; for one from the Hub, repository and name.
-        sha256: of the whole file.
-        format: ``meta``, ``timm`` or ``transformers``.
+        file: name of the file or folder, without the folders above it; for a file from the Hub, repository and name.
+        sha256: of the whole file; of a folder's files, see `files.sha256`, in the order of their names.
+        format: ``meta``, ``timm``, ``transformers``, ``teacher`` (of a training with DINOv3's code, such as MedDINOv3)
+            or ``dinomed3d`` (a checkpoint of this plugin).
     """
 
     tensors: dict[str, Tensor]
@@ -85,14 +90,12 @@ def load_pretrained_weights(vit_name: str, expected: Mapping[str, tuple[int, ...
     if value == RANDOM:
         return None
     if value:
-        path = _existing(value)
-        return _load(path, path.name, vit_name, expected)
-    repository = _hub_repository(vit_name)
-    return _load(_from_hub(repository), f"{repository}/{HUB_FILE}", vit_name, expected)
+        return load_weights(_existing(value), vit_name, expected)
+    return replace(load_weights(fetch_from_hub(vit_name), vit_name, expected), file=hub_name(vit_name))
 
 
 def weights_setting(vit_name: str) -> WeightsSetting:
-    """What `load_pretrained_weights` would do, told without a network and without opening a file.
+    """What `load_pretrained_weights` would do, told without a network and without opening the weights.
 
     Raises:
         ValueError: the variable is not set, and timm knows no weights of this ViT.
@@ -102,13 +105,15 @@ def weights_setting(vit_name: str) -> WeightsSetting:
         return WeightsSetting("random", True, f"random weights, as {WEIGHTS_VARIABLE}={RANDOM} asks for")
     if value:
         try:
-            return WeightsSetting("file", True, f"the file {_existing(value)} ({WEIGHTS_VARIABLE})")
+            path = _existing(value)
+            kind = "folder" if path.is_dir() else "file"
+            return WeightsSetting("file", True, f"the {kind} {path} ({WEIGHTS_VARIABLE})")
         except ValueError as error:
             return WeightsSetting("file", False, str(error))
     repository = _hub_repository(vit_name)
     cached = _in_hub_cache(repository) is not None
     state = "in the local cache" if cached else "to be downloaded when training starts"
-    return WeightsSetting("hub", cached, f"{repository}/{HUB_FILE} of the Hugging Face Hub, {state}")
+    return WeightsSetting("hub", cached, f"{repository}/{WEIGHTS_FILE} of the Hugging Face Hub, {state}")
 
 
 def _variable() -> str:
@@ -117,19 +122,23 @@ def _variable() -> str:
 
 def _existing(value: str) -> Path:
     path = Path(os.path.expanduser(value))
-    if not path.is_file():
-        reason = "is a folder, not a file" if path.is_dir() else "does not exist"
+    if not path.exists():
         raise ValueError(
-            f"{WEIGHTS_VARIABLE} is {value!r}, which {reason}. Set it to the path of a file with DINOv3 weights "
+            f"{WEIGHTS_VARIABLE} is {value!r}, which does not exist. Set it to the path of DINOv3 weights "
             f"({GOOD_FILES}), to the word {RANDOM} for no pretrained weights, or unset it for those of the Hugging "
             "Face Hub."
         )
+    try:
+        weight_files(path)
+    except ValueError as error:
+        raise ValueError(f"{WEIGHTS_VARIABLE}: {error}") from error
     return path
 
 
-def _load(path: Path, file: str, vit_name: str, expected: Mapping[str, tuple[int, ...]]) -> PretrainedWeights:
+def load_weights(path: Path, vit_name: str, expected: Mapping[str, tuple[int, ...]]) -> PretrainedWeights:
+    """The weights in a file or folder; arguments and errors as of `load_pretrained_weights`."""
     state = read_tensors(path)
-    checksum = sha256(path)
+    checksum = sha256(*weight_files(path))
     check_against_name(path, checksum)
     try:
         format_name, renamed = to_timm(state)
@@ -137,7 +146,7 @@ def _load(path: Path, file: str, vit_name: str, expected: Mapping[str, tuple[int
         tensors = as_float32(renamed)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return PretrainedWeights(tensors, file, checksum, format_name)
+    return PretrainedWeights(tensors, path.name, checksum, format_name)
 
 
 def _hub_repository(vit_name: str) -> str:
@@ -147,31 +156,48 @@ def _hub_repository(vit_name: str) -> str:
         config = get_pretrained_cfg(vit_name)
     except RuntimeError:  # timm's answer to a tag that the model does not have
         config = None
-    if config is None or not config.hf_hub_id:
+    if config is not None and config.hf_hub_id:
+        return config.hf_hub_id
+    if vit_name == LIGHTLY_TRAIN_VIT:
         raise ValueError(
-            f"timm knows no pretrained weights of {vit_name!r}. Set {WEIGHTS_VARIABLE} to a file ({GOOD_FILES}) or to "
-            f"the word {RANDOM}."
+            f"The Hugging Face Hub has no weights of {vit_name}: LightlyTrain publishes them, as the model "
+            "dinov3/vitt16 (https://docs.lightly.ai/train). Export that model's state dict to a .pt or .pth file and "
+            f"set {WEIGHTS_VARIABLE} to it, or to the word {RANDOM}."
         )
-    return config.hf_hub_id
+    raise ValueError(
+        f"timm knows no pretrained weights of {vit_name!r}. Set {WEIGHTS_VARIABLE} to a file ({GOOD_FILES}) or to the "
+        f"word {RANDOM}."
+    )
+
+
+def hub_name(vit_name: str) -> str:
+    """Repository and name of the Hub's file for a ViT. Raises ValueError if timm knows none."""
+    return f"{_hub_repository(vit_name)}/{WEIGHTS_FILE}"
 
 
 def _in_hub_cache(repository: str) -> Path | None:
-    cached = huggingface_hub.try_to_load_from_cache(repository, HUB_FILE)
+    cached = huggingface_hub.try_to_load_from_cache(repository, WEIGHTS_FILE)
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _from_hub(repository: str) -> Path:
-    """The Hub's file, from the local cache if it is there: then no network is needed."""
+def fetch_from_hub(vit_name: str) -> Path:
+    """The Hub's file for a ViT, from the local cache if it is there: then no network is needed.
+
+    Raises:
+        ValueError: timm knows no weights of this ViT.
+        WeightsUnavailableError: the Hub did not give the file.
+    """
+    repository = _hub_repository(vit_name)
     cached = _in_hub_cache(repository)
     if cached:
         return cached
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, HUB_FILE, etag_timeout=HUB_TIMEOUT))
+        return Path(huggingface_hub.hf_hub_download(repository, WEIGHTS_FILE, etag_timeout=HUB_TIMEOUT))
     except Exception as error:  # whatever it was (network, access, disk), the ways out are the same
         cause = f", because of {shortened(error.__cause__)}" if error.__cause__ else ""
         raise WeightsUnavailableError(
-            f"{HUB_FILE} of {repository} could not be fetched from the Hugging Face Hub ({shortened(error)}{cause}). "
-            f"Download that file from https://huggingface.co/{repository} on a machine with internet, or this ViT's "
-            f".pth from Meta, and set {WEIGHTS_VARIABLE}=/path/to/file. To train from random weights on purpose, set "
-            f"{WEIGHTS_VARIABLE}={RANDOM}."
+            f"{WEIGHTS_FILE} of {repository} could not be fetched from the Hugging Face Hub "
+            f"({shortened(error)}{cause}). Download that file from https://huggingface.co/{repository} on a machine "
+            f"with internet, or this ViT's .pth from Meta, and set {WEIGHTS_VARIABLE}=/path/to/file. To train from "
+            f"random weights on purpose, set {WEIGHTS_VARIABLE}={RANDOM}."
         ) from error

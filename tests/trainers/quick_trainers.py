@@ -3,14 +3,13 @@
 import numpy as np
 import torch
 
-from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule
-from nnunetv2_dinomed3d.trainers.variants import nnUNetTrainerDINOMed3D, nnUNetTrainerDINOMed3D_nano
-
-QUICK = Schedule(stage1=Recipe(epochs=2, lr=1e-3), stage2=Recipe(epochs=2, lr=1e-3))
+from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
 
 
 class nnUNetTrainerQuick(nnUNetTrainerDINOMed3D_nano):
-    schedule = QUICK
+    stage1_epochs = stage2_epochs = 2
+    stage1_lr = stage2_lr = 1e-3
     iterations_per_epoch = 2
     val_iterations_per_epoch = 1
     slab_batch_size = 4
@@ -37,7 +36,8 @@ class nnUNetTrainerSeeded(nnUNetTrainerQuick):
 class nnUNetTrainerQuickBase(nnUNetTrainerDINOMed3D):
     """The real network, not the nano one."""
 
-    schedule = QUICK
+    stage1_epochs = stage2_epochs = 2
+    stage1_lr = stage2_lr = 1e-3
     iterations_per_epoch = 2
     val_iterations_per_epoch = 1
     slab_batch_size = 4

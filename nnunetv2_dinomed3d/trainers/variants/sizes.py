@@ -1,14 +1,12 @@
-"""The trainers that ``-tr`` finds; each is `nnUNetTrainerDINOMed3D` with other class attributes."""
+"""Sizes of the backbone."""
 
-from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 
-__all__ = [
-    "nnUNetTrainerDINOMed3D",
-    "nnUNetTrainerDINOMed3D_L",
-    "nnUNetTrainerDINOMed3D_S",
-    "nnUNetTrainerDINOMed3D_nano",
-]
+
+class nnUNetTrainerDINOMed3D_T(nnUNetTrainerDINOMed3D):
+    """With LightlyTrain's ViT-T/16, distilled from DINOv3."""
+
+    variant = "tiny"
 
 
 class nnUNetTrainerDINOMed3D_S(nnUNetTrainerDINOMed3D):
@@ -17,10 +15,22 @@ class nnUNetTrainerDINOMed3D_S(nnUNetTrainerDINOMed3D):
     variant = "small"
 
 
+class nnUNetTrainerDINOMed3D_S_plus(nnUNetTrainerDINOMed3D):
+    """With DINOv3's ViT-S+/16."""
+
+    variant = "small_plus"
+
+
 class nnUNetTrainerDINOMed3D_L(nnUNetTrainerDINOMed3D):
     """With DINOv3's ViT-L/16."""
 
     variant = "large"
+
+
+class nnUNetTrainerDINOMed3D_H_plus(nnUNetTrainerDINOMed3D):
+    """With DINOv3's ViT-H+/16."""
+
+    variant = "huge_plus"
 
 
 class nnUNetTrainerDINOMed3D_nano(nnUNetTrainerDINOMed3D):
@@ -30,6 +40,9 @@ class nnUNetTrainerDINOMed3D_nano(nnUNetTrainerDINOMed3D):
     """
 
     variant = "nano"
-    schedule = Schedule(stage1=Recipe(epochs=3, lr=1e-3), stage2=Recipe(epochs=14, lr=2e-3))
+    stage1_epochs = 3
+    stage2_epochs = 14
+    stage1_lr = 1e-3
+    stage2_lr = 2e-3
     iterations_per_epoch = 20
     val_iterations_per_epoch = 2

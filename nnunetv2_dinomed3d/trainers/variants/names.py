@@ -1,0 +1,88 @@
+"""From a trainer's name to its class: ``nnUNetTrainerDINOMed3D`` and suffixes.
+
+A name has at most one suffix of each theme, in the themes' order: size, slab depth, part of the method, recipe, length.
+``nnUNetTrainerDINOMed3D_S_K1_250epochs`` is a class that derives from the classes of its suffixes and changes nothing.
+"""
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+from nnunetv2.training import nnUNetTrainer as stock_trainers
+
+from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.variants import ablations, lengths, released, sizes
+
+BASE = nnUNetTrainerDINOMed3D.__name__
+
+THEMES: dict[str, tuple[type[nnUNetTrainerDINOMed3D], ...]] = {
+    "size": (
+        sizes.nnUNetTrainerDINOMed3D_nano,
+        sizes.nnUNetTrainerDINOMed3D_T,
+        sizes.nnUNetTrainerDINOMed3D_S,
+        sizes.nnUNetTrainerDINOMed3D_S_plus,
+        sizes.nnUNetTrainerDINOMed3D_L,
+        sizes.nnUNetTrainerDINOMed3D_H_plus,
+    ),
+    "slab depth": (
+        ablations.nnUNetTrainerDINOMed3D_K1,
+        ablations.nnUNetTrainerDINOMed3D_K2,
+        ablations.nnUNetTrainerDINOMed3D_K4,
+        ablations.nnUNetTrainerDINOMed3D_K5,
+    ),
+    "part of the method": (
+        ablations.nnUNetTrainerDINOMed3D_frozen,
+        ablations.nnUNetTrainerDINOMed3D_stage1,
+        ablations.nnUNetTrainerDINOMed3D_noDetail,
+        ablations.nnUNetTrainerDINOMed3D_noStage1,
+        ablations.nnUNetTrainerDINOMed3D_UPerNetProxy,
+    ),
+    "recipe": (released.nnUNetTrainerDINOMed3D_released,),
+    "length": (
+        lengths.nnUNetTrainerDINOMed3D_20epochs,
+        lengths.nnUNetTrainerDINOMed3D_250epochs,
+        lengths.nnUNetTrainerDINOMed3D_1000epochs,
+    ),
+}
+
+
+class UnknownTrainerError(ValueError):
+    """No trainer has this name."""
+
+
+def suffix(trainer: type[nnUNetTrainerDINOMed3D]) -> str:
+    """``_S`` of ``nnUNetTrainerDINOMed3D_S``."""
+    return trainer.__name__.removeprefix(BASE)
+
+
+@cache
+def trainer_class(name: str) -> type[nnUNetTrainerDINOMed3D]:
+    """The class of that name.
+
+    Raises:
+        UnknownTrainerError: there is none; the message lists what there is.
+    """
+    parts = "".join(f"({'|'.join(suffix(trainer) for trainer in trainers)})?" for trainers in THEMES.values())
+    match = re.fullmatch(BASE + parts, name)
+    if not match:
+        raise UnknownTrainerError(f"There is no trainer {name!r}. {_names()}")
+    suffixes = [group for group in match.groups() if group]
+    classes = {suffix(trainer): trainer for trainers in THEMES.values() for trainer in trainers}
+    bases = [classes[group] for group in suffixes]
+    if len(bases) < 2:
+        return bases[0] if bases else nnUNetTrainerDINOMed3D
+    return type(name, tuple(reversed(bases)), {"__module__": __name__, "__doc__": f"Combines {', '.join(suffixes)}."})
+
+
+def _names() -> str:
+    themes = "; ".join(f"{theme}: {', '.join(map(suffix, trainers))}" for theme, trainers in THEMES.items())
+    return f"There are {BASE} and, with at most one suffix of each kind, in this order: {themes}."
+
+
+def is_named_elsewhere(name: str) -> bool:
+    """Whether a file of nnU-Net's own trainers or of the user's (``nnUNet_extTrainer``) has the name in it."""
+    folders = [*stock_trainers.__path__, *os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)]
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    files = (file for folder in folders if folder for file in Path(folder).rglob("*.py"))
+    return any(word.search(file.read_text(encoding="utf-8", errors="ignore")) for file in files)

@@ -1,0 +1,292 @@
+"""Checkpoints of the released DINO-Med3D code: from its names to ours, and into a network.
+
+A pure renaming, then a check of names and shapes, then one strict load. What such a file has and our network lacks is
+dropped by name: the mask token, constants, qkv biases of zeros, and the decoder's classifier that no output uses. LoRA
+on the patch embedding is folded into ICE.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_dinomed3d.weights.check import Shape, as_float32
+from nnunetv2_dinomed3d.weights.files import first_keys, is_state_dict, read_content
+from nnunetv2_dinomed3d.weights.formats import REFERENCE_PREFIXES, from_meta, reference_stage, rename
+
+PATCH = "patch_embed.proj"
+ICE = "encoder.ice.conv.weight"
+PROXY_HEAD = "proxy_head.seg_layers.weight"
+NONE = "no such tensor"
+
+DIFFERENCES = {
+    "channels": "The checkpoint is of {} image channel, the network of {}; only data with one channel can use it.",
+    "slab_depth": "Its slabs have K = {} slices, the network's {}; build it with the checkpoint's slab_depth.",
+    "lora_rank": "The checkpoint's LoRA has rank {}, the network's {}; build it with the checkpoint's lora_rank.",
+    "classes": "The checkpoint has {} classes, the network {}; build it with the checkpoint's number of classes.",
+}
+"""Why a checkpoint does not fit a network that has another value of this, and what to do."""
+
+DETAIL_BLOCKS = {
+    "layer1": "scale_1.3",
+    "layer2_down": "scale_2.0",
+    "layer2_refine": "scale_2.1",
+    "layer3_down": "scale_4.0",
+    "layer3_refine": "scale_4.1",
+}
+VIT_NAMES = [
+    (r"^patch_embed\.proj\.(base_layer\.)?", "encoder.ice.conv."),
+    # the layers that carry LoRA, also in stage 1's checkpoint, which has none
+    (r"^(blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12]))\.(weight|bias)$", r"\1.base_layer.\2"),
+    (r"^(?!encoder\.ice\.)", "encoder.vit."),
+]
+OTHER_NAMES = [
+    (r"^head\.", "proxy_head.seg_layers."),
+    (r"^adapter_3d\.up4\.", "adapter.levels.0."),
+    (r"^adapter_3d\.up2\.", "adapter.levels.1."),
+    (r"^adapter_3d\.id1\.", "adapter.levels.2."),
+    (r"^adapter_3d\.down2\.", "adapter.levels.3."),
+    (r"^cnn_encoder\.stem\.0\.", "detail.scale_1.0."),
+    (r"^cnn_encoder\.proj_c3\.", "detail.projection."),
+    *[(rf"^cnn_encoder\.{theirs}\.", f"detail.{ours}.") for theirs, ours in DETAIL_BLOCKS.items()],
+    (r"^(detail\.scale_\d\.\d)\.conv1\.", r"\1.body.0."),
+    (r"^(detail\.scale_\d\.\d)\.conv2\.", r"\1.body.3."),
+    (r"^(detail\.scale_\d\.\d)\.downsample\.", r"\1.shortcut."),
+    (r"^fusion_mid\.gate\.0\.", "fusion.gate."),
+    # theirs is one flat Sequential, which starts with the pooling
+    *[(rf"^decoder\.ppm\.(\d)\.{i + 1}\.", rf"decoder.upernet.pools.\1.1.{i}.") for i in range(3)],
+    (r"^decoder\.ppm_last\.", "decoder.upernet.bottleneck."),
+    (r"^decoder\.fpn_in\.", "decoder.upernet.laterals."),
+    (r"^decoder\.fpn_out\.", "decoder.upernet.smooth."),
+    (r"^decoder\.fusion\.", "decoder.upernet.fusion.0."),
+    (r"^decoder_final\.r12\.conv\.", "decoder.refine_half.body."),
+    (r"^decoder_final\.r11\.conv\.", "decoder.refine_full.body."),
+    (r"^decoder_final\.cls_seg\.", "decoder.seg_layers."),
+]
+
+
+@dataclass(frozen=True)
+class ReferenceCheckpoint:
+    """What a checkpoint of the released code is of.
+
+    Attributes:
+        stage: 1 or 2.
+        num_classes: N, outputs of its segmentation head.
+        slab_depth: K.
+        embed_dim: E, width of the ViT.
+        depth: blocks of the ViT.
+        lora_rank: r; None in stage 1, which has no LoRA.
+    """
+
+    stage: int
+    num_classes: int
+    slab_depth: int
+    embed_dim: int
+    depth: int
+    lora_rank: int | None
+
+
+def read_reference(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file of the released code, read without running code, on the CPU.
+
+    Raises:
+        ValueError: the file is damaged, or something else than such a checkpoint.
+    """
+    fix = "Name a checkpoint of the released DINO-Med3D code, such as its stage2_best.pth, or download it again."
+    content = read_content(path, fix)
+    state = content.get("model_state_dict", content)
+    if not is_state_dict(state):
+        raise ValueError(
+            f"{path} is not a checkpoint of the released DINO-Med3D code, which has a dict of tensors under the key "
+            f"model_state_dict; its top-level keys are {first_keys(content)}. {fix}"
+        )
+    try:
+        _stage(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} {fix}") from error
+    return dict(state)
+
+
+def describe_reference(state: Mapping[str, Tensor]) -> ReferenceCheckpoint:
+    """What a checkpoint of the released code is of, from the names and shapes of its tensors alone.
+
+    Raises:
+        ValueError: it is no such checkpoint, or a tensor that tells is missing.
+    """
+    stage = _stage(state)
+    prefix = REFERENCE_PREFIXES[stage]
+
+    def shape(name: str, dimensions: int) -> Shape:
+        found = tuple(state[name].shape) if name in state else None
+        if found is None or len(found) != dimensions:
+            raise ValueError(
+                f"{name}: expected {dimensions} dimensions, found {found or NONE}. Is the checkpoint incomplete? "
+                "Copy it again."
+            )
+        return found
+
+    embed_dim, slab_depth, *_ = shape(f"{prefix}{PATCH}.{'base_layer.' if stage == 2 else ''}weight", 4)
+    return ReferenceCheckpoint(
+        stage=stage,
+        num_classes=shape("head.weight", 4)[0] if stage == 1 else shape("decoder_final.cls_seg.weight", 5)[0],
+        slab_depth=slab_depth,
+        embed_dim=embed_dim,
+        depth=_blocks(state, prefix),
+        lora_rank=shape(f"{prefix}{PATCH}.lora_A.default.weight", 4)[0] if stage == 2 else None,
+    )
+
+
+def load_reference_checkpoint(network: nn.Module, checkpoint: Mapping[str, Any]) -> int:
+    """Fill a `DINOMed3D` from a checkpoint of the released code; the network enters the checkpoint's stage.
+
+    Stage 1 fills ICE, ViT and linear head, all else stays. Stage 2 fills everything; only the linear head, which that
+    checkpoint does not have, is set to zero. LoRA's alpha is the network's: the checkpoint does not say its own.
+
+    Args:
+        network: a `DINOMed3D` of one image channel; for stage 2 with in-plane scale 1 and the released depth alignment.
+        checkpoint: what the file holds, or its ``model_state_dict`` alone.
+
+    Returns:
+        The stage, 1 or 2.
+
+    Raises:
+        ValueError: a tensor is missing, left over, of another shape or not finite. The network is then left as it was.
+    """
+    stage, weights = fitting_state_dict(network, checkpoint)
+    network.load_state_dict(weights)
+    return stage
+
+
+def fitting_state_dict(network: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, dict[str, Tensor]]:
+    """Stage and complete state dict that `load_reference_checkpoint` loads; the network may be on the meta device."""
+    own = network.state_dict()
+    stage, renamed = from_reference(checkpoint.get("model_state_dict", checkpoint), _lora_alpha(network))
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items() if _in_checkpoint(name, stage)}
+    _check({name: tuple(tensor.shape) for name, tensor in renamed.items()}, expected)
+    head = {} if stage == 1 else {name: torch.zeros_like(own[name]) for name in own if name.startswith("proxy_head.")}
+    return stage, {**own, **as_float32(renamed), **head, "_extra_state": torch.tensor(stage)}
+
+
+def from_reference(state: Mapping[str, Tensor], lora_alpha: float) -> tuple[int, dict[str, Tensor]]:
+    """Stage of a checkpoint, and its tensors under our names and in our shapes.
+
+    Args:
+        state: the checkpoint's ``model_state_dict``.
+        lora_alpha: of the LoRA on the patch embedding; the checkpoint does not say it.
+
+    Raises:
+        ValueError: no such checkpoint, a qkv bias is not zero, or the patch embedding's LoRA is incomplete.
+    """
+    stage = _stage(state)
+    prefix = REFERENCE_PREFIXES[stage]
+    vit = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if stage == 2:
+        vit = _fold_patch_lora(vit, lora_alpha)
+    others = {name: tensor for name, tensor in state.items() if not name.startswith((prefix, "decoder.cls."))}
+    ours = rename(from_meta(vit), VIT_NAMES) | rename(others, OTHER_NAMES)
+    if ICE in ours:  # their slices are colour channels: (E, K, 16, 16)
+        ours[ICE] = ours[ICE].unsqueeze(1)
+    if PROXY_HEAD in ours:  # theirs is a 2D convolution
+        ours[PROXY_HEAD] = ours[PROXY_HEAD].unsqueeze(-1)
+    return stage, ours
+
+
+def _fold_patch_lora(vit: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """Patch embedding with its LoRA: W + alpha / r B A.
+
+    W is ``(E, K, 16, 16)``, A ``(r, K, 16, 16)``, B ``(E, r, 1, 1)``.
+    """
+    names = [f"{PATCH}.{part}.weight" for part in ("base_layer", "lora_A.default", "lora_B.default")]
+    base, *found = [tuple(vit[name].shape) if name in vit else NONE for name in names]
+    if len(base) != 4:
+        raise ValueError(f"{names[0]} of the checkpoint: expected (E, K, 16, 16), found {base}. Copy the file again.")
+    rank = next((len(tensor) for name, tensor in vit.items() if ".lora_A." in name), 0)
+    for name, shape, expected in zip(names[1:], found, [(rank, *base[1:]), (base[0], rank, 1, 1)], strict=True):
+        if shape != expected:
+            raise ValueError(f"{name} of the checkpoint: expected {expected}, found {shape}. Copy the file again.")
+    weight, down, up = (vit[name].float() for name in names)
+    kept = {name: tensor for name, tensor in vit.items() if name not in names}
+    kept[f"{PATCH}.weight"] = weight + alpha / rank * torch.einsum("erij,rkhw->ekhw", up, down)
+    return kept
+
+
+def _stage(state: Mapping[str, Tensor]) -> int:
+    stage = reference_stage(state)
+    if stage is None:
+        raise ValueError(
+            "this is no checkpoint of the released DINO-Med3D code: no tensor's name starts with "
+            f"{' or '.join(REFERENCE_PREFIXES.values())} (the first of {len(state)} are {first_keys(state)})."
+        )
+    return stage
+
+
+def _lora_alpha(network: nn.Module) -> float:
+    """Alpha of the network's LoRA layers (peft's), which all have the same."""
+    alphas = (getattr(module, "lora_alpha", None) for module in network.modules())
+    return next(float(alpha["default"]) for alpha in alphas if alpha)
+
+
+def _in_checkpoint(name: str, stage: int) -> bool:
+    """Whether a checkpoint of the stage fills this tensor of our network."""
+    if stage == 1:
+        return name.startswith(("encoder.", "proxy_head.")) and ".lora_" not in name
+    return name != "_extra_state" and not name.startswith("proxy_head.")
+
+
+def _check(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    names = [*expected, *sorted(found.keys() - expected.keys())]
+    wrong = [name for name in names if found.get(name) != expected.get(name)]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} tensors of the checkpoint do not fit, the first is {wrong[0]}: expected "
+            f"{expected.get(wrong[0], NONE)}, found {found.get(wrong[0], NONE)}. {_reason(found, expected, wrong)}"
+        )
+
+
+def _reason(found: Mapping[str, Shape], expected: Mapping[str, Shape], wrong: list[str]) -> str:
+    """Why a checkpoint does not fit, and what to do, as far as shapes tell."""
+    (width, depth), (own_width, own_depth) = _vit_size(found), _vit_size(expected)
+    if width and (width, depth) != (own_width, own_depth):
+        return (
+            f"It is of a ViT of width {width} and depth {depth}, the network needs width {own_width} and depth "
+            f"{own_depth}; use the variant of the checkpoint's size."
+        )
+    theirs, ours = _facts(found), _facts(expected)
+    for fact, sentence in DIFFERENCES.items():
+        if fact in theirs and fact in ours and theirs[fact] != ours[fact]:
+            return sentence.format(theirs[fact], ours[fact])
+    resampling = [name for name in wrong if re.fullmatch(r"adapter\.levels\.\d\.3\.(weight|bias)", name)]
+    if any(found.get(name, ())[2:] != expected.get(name, ())[2:] for name in resampling):
+        return (
+            'Released checkpoints need a network with depth_alignment="released" and in-plane scale 1 (that of a patch '
+            "with a side over 256 pixels)."
+        )
+    return "Is the file incomplete, or of a network that was changed (a plus-sized ViT, other decoder widths)?"
+
+
+def _vit_size(shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """Width and depth of the ViT by our names; 0 for a width that cannot be told."""
+    return (shapes.get(ICE) or (0,))[0], _blocks(shapes, "encoder.vit.")
+
+
+def _facts(shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """What shapes by our names tell of `DIFFERENCES`."""
+    facts = {}
+    for name, shape in shapes.items():
+        if name == ICE and len(shape) == 5:
+            facts["channels"], facts["slab_depth"] = shape[1:3]
+        elif ".lora_A." in name and shape:
+            facts["lora_rank"] = shape[0]
+        elif name.endswith(".seg_layers.weight") and shape:
+            facts["classes"] = shape[0]
+    return facts
+
+
+def _blocks(names: Iterable[str], prefix: str) -> int:
+    """How many Transformer blocks these are tensors of; their names start with the prefix."""
+    found = (re.match(rf"{re.escape(prefix)}blocks\.(\d+)\.", name) for name in names)
+    return len({match[1] for match in found if match})

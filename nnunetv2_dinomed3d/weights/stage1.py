@@ -1,0 +1,75 @@
+"""Stage 1 of another training, which ``DINOMED3D_STAGE1`` names: a checkpoint of ours, or a converted one."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from nnunetv2_dinomed3d.weights.files import read_checkpoint, sha256
+
+STAGE1_VARIABLE = "DINOMED3D_STAGE1"
+
+
+@dataclass(frozen=True)
+class Stage1Checkpoint:
+    """A checkpoint whose ICE and ViT stage 2 can start from.
+
+    Attributes:
+        network_weights: its network's state dict.
+        file: name of the file, without its folder.
+        sha256: of the whole file.
+        trainer: that wrote it.
+        dataset: that it was trained on, by nnU-Net's name; None where the file does not tell.
+        fold: that it was trained on, or "all"; None where the file does not tell.
+    """
+
+    network_weights: Mapping[str, Tensor]
+    file: str
+    sha256: str
+    trainer: str
+    dataset: str | None
+    fold: int | str | None
+
+    def report(self) -> str:
+        """One line for the training log."""
+        training = f"data set {self.dataset}, fold {self.fold}" if self.dataset else "data set and fold not told"
+        return f"Stage 2 starts from {self.file} ({self.trainer}, {training}, SHA-256 {self.sha256})."
+
+
+def stage1_setting() -> Path | None:
+    """The file that ``DINOMED3D_STAGE1`` names; None if it is not set.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    value = os.environ.get(STAGE1_VARIABLE, "").strip()
+    if not value:
+        return None
+    path = Path(os.path.expanduser(value))
+    if not path.is_file():
+        raise ValueError(
+            f"{STAGE1_VARIABLE} is {value!r}, which is no file. Set it to a checkpoint of a DINO-Med3D training "
+            "(checkpoint_best_stage1.pth) or to what `dinomed3d convert` made of the authors' stage1_best.pth, or "
+            "unset it to train stage 1."
+        )
+    return path
+
+
+def load_stage1(path: Path) -> Stage1Checkpoint:
+    """Read such a checkpoint; no code in it is run.
+
+    Raises:
+        ValueError: the file is damaged, or no checkpoint of ours.
+    """
+    checkpoint = read_checkpoint(path)
+    init_args = checkpoint["init_args"]
+    return Stage1Checkpoint(
+        network_weights=checkpoint["network_weights"],
+        file=path.name,
+        sha256=sha256(path),
+        trainer=checkpoint["trainer_name"],
+        dataset=init_args.get("plans", {}).get("dataset_name"),
+        fold=init_args.get("fold"),
+    )
