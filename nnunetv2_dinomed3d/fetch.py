@@ -17,7 +17,7 @@ from nnunetv2_dinomed3d.weights import (
 )
 from nnunetv2_dinomed3d.weights.check import Shape, as_float32, check_shapes, vit_size
 from nnunetv2_dinomed3d.weights.files import check_against_name, read_content, sha256, tensors_of, weight_files
-from nnunetv2_dinomed3d.weights.formats import reference_stage, to_timm
+from nnunetv2_dinomed3d.weights.formats import has_qkv_bias, reference_stage, to_timm, without_qkv_bias
 from nnunetv2_dinomed3d.weights.reference import fitting_state_dict
 
 
@@ -73,14 +73,14 @@ def check_weights_file(path: Path) -> int:
     if {"_extra_state", "encoder.ice.conv.weight"} <= state.keys():
         _describe_own(content, state)
     try:
-        format_name, renamed = to_timm(state)
-        shapes = {name: tuple(tensor.shape) for name, tensor in as_float32(renamed).items()}
+        format_name, renamed = to_timm(state, qkv_bias=True)
+        tensors = as_float32(renamed)
     except ValueError as error:
         print(f"It cannot be used as {WEIGHTS_VARIABLE}: {error}")
         return 1
-    width, depth = vit_size(shapes)
+    width, depth = vit_size(_shapes(tensors))
     print(f"format: {format_name}, a ViT of width {width} and depth {depth}")
-    fits = [variant for variant in _with_weights() if _fits(variant, shapes)]
+    fits = [variant for variant in _with_weights() if _fits(variant, tensors)]
     if not fits:
         print("It fits none of the variants.")
         return 1
@@ -105,15 +105,20 @@ def _expected(variant: str) -> dict[str, Shape]:
     return _network(variant, num_classes=2, slab_depth=3).pretrained_shapes()
 
 
-def _fits(variant: str, shapes: Mapping[str, Shape]) -> bool:
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _fits(variant: str, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a variant's ViT can start from these tensors; printed, with the first difference."""
     expected = _expected(variant)
     size = vit_size(expected)
-    if size != vit_size(shapes):
+    if size != vit_size(_shapes(tensors)):
         print(f"{variant}: does not fit, it needs width {size[0]} and depth {size[1]}")
         return False
     try:
-        check_shapes(shapes, expected, _with_weights()[variant])
+        fitting = tensors if has_qkv_bias(expected) else without_qkv_bias(tensors)
+        check_shapes(_shapes(fitting), expected, _with_weights()[variant])
     except ValueError as error:
         print(f"{variant}: does not fit. {error}")
         return False

@@ -133,22 +133,22 @@ def test_file_that_fits(tmp_path, capsys, monkeypatch):
     assert f"export DINOMED3D_WEIGHTS={path}" in lines[-1]
 
 
-def as_meta(shapes, width, depth):
+def as_meta(shapes, width, depth, qkv_bias=0.0):
     """Tensors with those shapes under Meta's names, without memory for them, and all that Meta's files have besides."""
     state = {}
     for name, shape in shapes.items():
         theirs = name.replace("reg_token", "storage_tokens").replace("gamma_1", "ls1.gamma")
         state[theirs.replace("gamma_2", "ls2.gamma")] = torch.tensor(0.0).expand(shape)
     for i in range(depth):
-        state[f"blocks.{i}.attn.qkv.bias"] = torch.zeros(3 * width)
+        state[f"blocks.{i}.attn.qkv.bias"] = torch.full((3 * width,), qkv_bias)
         state[f"blocks.{i}.attn.qkv.bias_mask"] = torch.full((3 * width,), torch.nan)
     return state | {"mask_token": torch.zeros(1, width), "rope_embed.periods": torch.ones(8)}
 
 
 def test_lightlytrains_tiny_vit(tmp_path, capsys):
-    """An exported dinov3/vitt16 has Meta's names, and 192 channels."""
+    """An exported dinov3/vitt16 has Meta's names, 192 channels, and a qkv bias that was trained."""
     path = tmp_path / "exported.pt"
-    torch.save(as_meta(meta_network("tiny").pretrained_shapes(), 192, 12), path)
+    torch.save(as_meta(meta_network("tiny").pretrained_shapes(), 192, 12, qkv_bias=0.5), path)
     lines = lines_of(path, capsys, 0)
     assert "format: meta, a ViT of width 192 and depth 12" in lines
     assert "tiny: fits" in lines

@@ -9,7 +9,7 @@ from transformers import DINOv3ViTBackbone, DINOv3ViTConfig, DINOv3ViTModel
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.network_architecture.encoder import SlabEncoder
-from nnunetv2_dinomed3d.weights import load_pretrained_weights
+from nnunetv2_dinomed3d.weights import load_pretrained_weights, load_weights
 from nnunetv2_dinomed3d.weights.formats import to_timm
 
 WIDTH, DEPTH = 96, 4
@@ -84,10 +84,10 @@ def as_meta(state, gated):
     return meta
 
 
-def our_features(path, vit_name, image, monkeypatch):
+def our_features(path, vit_name, image, monkeypatch, qkv_bias=False):
     """Block outputs ``(E, h, w)`` of our encoder with the file's weights; the colours are its three slices."""
     monkeypatch.setenv("DINOMED3D_WEIGHTS", str(path))
-    encoder = SlabEncoder(1, 3, vit_name, SMALL, lora_rank=2, lora_alpha=2, lora_dropout=0.0).eval()
+    encoder = SlabEncoder(1, 3, vit_name, SMALL, 2, 2, 0.0, qkv_bias=qkv_bias).eval()
     weights = load_pretrained_weights(vit_name, encoder.pretrained_shapes())
     encoder.load_pretrained(weights.tensors)
     with torch.no_grad():
@@ -128,6 +128,35 @@ def test_features_are_those_of_transformers(layout, gated, tmp_path, monkeypatch
         path = tmp_path / "vit.pth"
     found, ours = our_features(path, PLUS if gated else PLAIN, IMAGE, monkeypatch)
     assert found == layout.split()[0]
+    assert_are_states(ours, states)
+
+
+@pytest.mark.parametrize("layout", ["meta", "dinomed3d"])
+def test_a_qkv_bias_that_was_trained(layout, tmp_path, monkeypatch):
+    """LightlyTrain's ViT-T has one: it is used where Meta's model uses it, and stays when we save."""
+    theirs = transformers_vit(gated=False)
+    with torch.no_grad():
+        for name, bias in theirs.named_parameters():
+            if name.endswith(("q_proj.bias", "v_proj.bias")):
+                bias.normal_()
+        states = theirs(IMAGE, output_hidden_states=True).hidden_states[1:]
+    theirs.save_pretrained(tmp_path)
+    file = load_file(tmp_path / "model.safetensors")
+    meta = as_meta(file, gated=False)
+    for i in range(DEPTH):
+        query, value = (file[f"layer.{i}.attention.{part}_proj.bias"] for part in "qv")
+        meta[f"blocks.{i}.attn.qkv.bias"] = torch.cat([query, torch.full_like(query, 7), value])
+        mask = torch.ones(3, WIDTH)
+        mask[1] = 0
+        meta[f"blocks.{i}.attn.qkv.bias_mask"] = mask.flatten()
+    path = tmp_path / "vit.pth"
+    torch.save(meta, path)
+    if layout == "dinomed3d":
+        encoder = SlabEncoder(1, 3, PLAIN, SMALL, 2, 2, 0.0, qkv_bias=True)
+        encoder.load_pretrained(load_weights(path, PLAIN, encoder.pretrained_shapes()).tensors)
+        torch.save({f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}, path)
+    found, ours = our_features(path, PLAIN, IMAGE, monkeypatch, qkv_bias=True)
+    assert found == layout
     assert_are_states(ours, states)
 
 

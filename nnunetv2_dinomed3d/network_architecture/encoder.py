@@ -50,13 +50,14 @@ class SlabEncoder(nn.Module):
     Args:
         in_channels: C.
         slab_depth: K.
-        vit_name: timm's name of a DINOv3 ViT without qkv bias (with it, timm never calls the qkv layer, and LoRA on it
-            would silently do nothing).
+        vit_name: timm's name of a DINOv3 ViT without qkv bias (timm's own way of having one never calls the qkv layer,
+            and LoRA on it would silently do nothing).
         vit_kwargs: overrides for timm's model, e.g. to make it smaller.
         lora_rank, lora_alpha, lora_dropout: of every LoRA.
         rope_rescale: R; in training the coordinates that RoPE encodes are multiplied by a random factor between 1 / R
             and R, one for each forward pass, as in DINOv3's own training (R = 2). None: never. Only what is trained
             is in training mode: not in stage 2.
+        qkv_bias: give the qkv layers a bias, which the ViTs that Meta released do not have.
 
     Attributes:
         embed_dim: E, channels of each feature map.
@@ -76,11 +77,17 @@ class SlabEncoder(nn.Module):
         lora_alpha: int,
         lora_dropout: float,
         rope_rescale: float | None = None,
+        qkv_bias: bool = False,
     ) -> None:
         super().__init__()
         self.vit = timm.create_model(vit_name, pretrained=False, num_classes=0, global_pool="", **vit_kwargs)
         self.embed_dim: int = self.vit.embed_dim
         self.vit.patch_embed = TokenGrid()
+        if qkv_bias:
+            for block in self.vit.blocks:
+                qkv = block.attn.qkv
+                block.attn.qkv = nn.Linear(qkv.in_features, qkv.out_features)
+                nn.init.zeros_(block.attn.qkv.bias)
         if rope_rescale is not None:
             self.vit.rope.rescale_coords = rope_rescale
             self.vit.rope.aug_active = True

@@ -93,6 +93,7 @@ class DINOMed3D(nn.Module):
         scale: in-plane scale S (1, 2 or 4), see `slab.in_plane_scale`.
         slab_depth: K, slices in a slab; the paper uses 3.
         vit_name, vit_kwargs: timm's name of the ViT and overrides for it.
+        qkv_bias: see `encoder.SlabEncoder`.
         decoder_channels: width of adapter and decoder; a multiple of 8, above 64 one of 32.
         detail_channels: width of the detail stream at full scale.
         lora_rank, lora_alpha, lora_dropout: of every LoRA.
@@ -117,6 +118,7 @@ class DINOMed3D(nn.Module):
         slab_depth: int = 3,
         vit_name: str = "vit_base_patch16_dinov3",
         vit_kwargs: Mapping[str, Any] | None = None,
+        qkv_bias: bool = False,
         decoder_channels: int = 256,
         detail_channels: int = 16,
         lora_rank: int = 16,
@@ -140,7 +142,15 @@ class DINOMed3D(nn.Module):
         self.train_encoder = train_encoder
         self.mixed_precision = mixed_precision
         self.encoder = SlabEncoder(
-            in_channels, slab_depth, vit_name, vit_kwargs or {}, lora_rank, lora_alpha, lora_dropout, rope_rescale
+            in_channels,
+            slab_depth,
+            vit_name,
+            vit_kwargs or {},
+            lora_rank,
+            lora_alpha,
+            lora_dropout,
+            rope_rescale,
+            qkv_bias,
         )
         embed_dim, token_stride = self.encoder.embed_dim, self.encoder.stride // scale
         self.proxy_head = (
@@ -275,6 +285,7 @@ class Variant:
     vit_name: str
     weights_name: str | None
     vit_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    qkv_bias: bool = False
     decoder_channels: int = 256
     detail_channels: int = 16
 
@@ -289,7 +300,9 @@ VARIANTS: Mapping[str, Variant] = {
         detail_channels=8,
     ),
     # not Meta's: distilled from DINOv3 by LightlyTrain, which has the weights
-    "tiny": Variant("vit_small_patch16_dinov3", "vit_tiny_patch16_dinov3", {"embed_dim": 192, "num_heads": 3}),
+    "tiny": Variant(
+        "vit_small_patch16_dinov3", "vit_tiny_patch16_dinov3", {"embed_dim": 192, "num_heads": 3}, qkv_bias=True
+    ),
     "small": Variant("vit_small_patch16_dinov3", "vit_small_patch16_dinov3"),
     "small_plus": Variant("vit_small_plus_patch16_dinov3", "vit_small_plus_patch16_dinov3"),
     "base": Variant("vit_base_patch16_dinov3", "vit_base_patch16_dinov3"),
@@ -332,6 +345,7 @@ def build_dinomed3d(
         slab_depth=slab_depth,
         vit_name=size.vit_name,
         vit_kwargs=size.vit_kwargs,
+        qkv_bias=size.qkv_bias,
         decoder_channels=size.decoder_channels,
         detail_channels=size.detail_channels,
         depth_alignment=depth_alignment,

@@ -3,7 +3,8 @@
 Everything here is a pure function of names and tensors. What a format has and timm's ViT lacks is dropped by name,
 never because nobody asked for it: whatever else is left over stays in the result, for `check` to find.
 
-The ViT has no qkv bias. DINOv3's released weights have one of zeros in some formats; it is dropped only if it is zero.
+Some formats have a qkv bias; of DINOv3's released weights it is zero. For a ViT without one it is dropped, but only if
+it is zero.
 """
 
 import re
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+QKV_BIAS = r"\.attn\.qkv\.(base_layer\.)?bias$"
+
 BACKBONE = "backbone."
 """Prefix of the ViT in a checkpoint of DINOv3's training code."""
 
@@ -19,11 +22,16 @@ REFERENCE_PREFIXES = {1: "backbone.model.", 2: "encoder.backbone.model.base_mode
 """Prefix of the ViT in the checkpoints of the released DINO-Med3D code, by stage."""
 
 
-def to_timm(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+def to_timm(state: Mapping[str, Tensor], qkv_bias: bool = False) -> tuple[str, dict[str, Tensor]]:
     """The format's name, recognised by the name of the register tokens, and the tensors under timm's names.
 
+    Args:
+        state: the file's tensors.
+        qkv_bias: whether the network's ViT has one.
+
     Raises:
-        ValueError: not a DINOv3 ViT in a known format, two tensors would get one name, or a qkv bias is not zero.
+        ValueError: not a DINOv3 ViT in a known format, two tensors would get one name, or a qkv bias is not zero where
+            the network has none.
     """
     formats = {
         "storage_tokens": ("meta", from_meta),
@@ -34,7 +42,8 @@ def to_timm(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     }
     for mark, (name, rename_all) in formats.items():
         if mark in state:
-            return name, rename_all(state)
+            renamed = rename_all(state)
+            return name, renamed if qkv_bias else without_qkv_bias(renamed)
     stage = reference_stage(state)
     if stage:
         raise ValueError(
@@ -63,8 +72,8 @@ def from_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     kept = {}
     for name, tensor in state.items():
-        if re.search(r"\.attn\.qkv\.(base_layer\.)?bias$", name):
-            _require_zero(name, _bias_in_use(tensor, state.get(f"{name}_mask")))
+        if re.search(QKV_BIAS, name):
+            kept[name] = _bias_in_use(tensor, state.get(f"{name}_mask"))
         elif name not in ("mask_token", "rope_embed.periods") and not (
             name.endswith(".bias_mask") or name.startswith("local_cls_norm.")
         ):
@@ -163,7 +172,7 @@ def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _bias_in_use(bias: Tensor, mask: Tensor | None) -> Tensor:
-    """What Meta's model adds of a qkv bias ``(3 E,)``: with a mask, neither k's third nor where the mask is 0.
+    """What Meta's model adds of a qkv bias ``(3 E,)``: with a mask, 0 in k's third and where the mask is 0.
 
     The mask may hold NaN where it is not 0: Meta's code makes it so, and fills it later.
     """
@@ -172,7 +181,17 @@ def _bias_in_use(bias: Tensor, mask: Tensor | None) -> Tensor:
     masked = mask == 0
     width = len(bias) // 3
     masked[width : 2 * width] = True
-    return bias[~masked]
+    return bias.masked_fill(masked, 0)
+
+
+def has_qkv_bias(names: Iterable[str]) -> bool:
+    """Whether a ViT with tensors of these names has a qkv bias."""
+    return any(re.search(QKV_BIAS, name) for name in names)
+
+
+def without_qkv_bias(renamed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by timm's names, without the qkv biases, which have to be zero."""
+    return _without_zero_biases(renamed, QKV_BIAS)
 
 
 def _without_zero_biases(state: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
@@ -187,6 +206,6 @@ def _require_zero(name: str, bias: Tensor) -> None:
     if not bool((bias == 0).all()):
         raise ValueError(
             f"{name} is not zero (up to {bias.float().abs().max().item():.3g}), but this ViT has no qkv bias. "
-            "These weights were trained with one, as MedDINOv3's or LightlyTrain's may be, and cannot be used here; "
-            "all DINOv3 weights that Meta released have zeros there: use those."
+            "These weights were trained with one, and cannot be used with a variant of this size; all DINOv3 weights "
+            "that Meta released have zeros there: use those."
         )

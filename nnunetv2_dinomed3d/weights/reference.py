@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.weights.check import Shape, as_float32
 from nnunetv2_dinomed3d.weights.files import first_keys, is_state_dict, read_content
-from nnunetv2_dinomed3d.weights.formats import REFERENCE_PREFIXES, from_meta, reference_stage, rename
+from nnunetv2_dinomed3d.weights.formats import REFERENCE_PREFIXES, from_meta, reference_stage, rename, without_qkv_bias
 
 PATCH = "patch_embed.proj"
 ICE = "encoder.ice.conv.weight"
@@ -187,7 +187,7 @@ def from_reference(state: Mapping[str, Tensor], lora_alpha: float) -> tuple[int,
     if stage == 2:
         vit = _fold_patch_lora(vit, lora_alpha)
     others = {name: tensor for name, tensor in state.items() if not name.startswith((prefix, "decoder.cls."))}
-    ours = rename(from_meta(vit), VIT_NAMES) | rename(others, OTHER_NAMES)
+    ours = rename(without_qkv_bias(from_meta(vit)), VIT_NAMES) | rename(others, OTHER_NAMES)
     if ICE in ours:  # their slices are colour channels: (E, K, 16, 16)
         ours[ICE] = ours[ICE].unsqueeze(1)
     if PROXY_HEAD in ours:  # theirs is a 2D convolution

@@ -20,7 +20,7 @@ from nnunetv2_dinomed3d.weights.files import (
     shortened,
     weight_files,
 )
-from nnunetv2_dinomed3d.weights.formats import to_timm
+from nnunetv2_dinomed3d.weights.formats import has_qkv_bias, to_timm
 
 RANDOM = "random"
 
@@ -141,7 +141,7 @@ def load_weights(path: Path, vit_name: str, expected: Mapping[str, tuple[int, ..
     checksum = sha256(*weight_files(path))
     check_against_name(path, checksum)
     try:
-        format_name, renamed = to_timm(state)
+        format_name, renamed = to_timm(state, has_qkv_bias(expected))
         check_shapes({name: tuple(tensor.shape) for name, tensor in renamed.items()}, expected, vit_name)
         tensors = as_float32(renamed)
     except ValueError as error:
