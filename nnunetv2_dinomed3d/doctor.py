@@ -7,11 +7,9 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
-from packaging.requirements import Requirement
-
 from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d.requirements import DISTRIBUTION, dependencies
 
-DISTRIBUTION = "nnunetv2_dinomed3d"
 TRAINER = "nnUNetTrainerDINOMed3D"
 ENTRY_IN_NNUNET = "nnunetv2.training.nnUNetTrainer.dinomed3d_trainers"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -35,24 +33,16 @@ class Finding:
 def check_versions() -> Iterator[Finding]:
     """Installed versions against the bounds of this package."""
     try:
-        requirements = metadata.requires(DISTRIBUTION) or []
+        found = list(dependencies())
+        yield Finding("ok", f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
     except metadata.PackageNotFoundError:
         yield Finding("warning", f"{DISTRIBUTION} is not installed, versions are not checked", "pip install .")
         return
-    yield Finding("ok", f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
-    for requirement in map(Requirement, requirements):
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        fix = f"pip install '{requirement}'"
-        try:
-            version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            yield Finding("error", f"{requirement.name} is not installed, {requirement} is needed", fix)
-            continue
-        if requirement.specifier.contains(version, prereleases=True):
-            yield Finding("ok", f"{requirement.name} {version}")
+    for dependency in found:
+        if dependency.met:
+            yield Finding("ok", f"{dependency.requirement.name} {dependency.version}")
         else:
-            yield Finding("error", f"{requirement.name} {version} is installed, {requirement} is needed", fix)
+            yield Finding("error", str(dependency), dependency.fix)
 
 
 def check_trainers() -> Iterator[Finding]:
@@ -95,6 +85,19 @@ def check_weights() -> Iterator[Finding]:
         yield Finding("error", what, f"set {WEIGHTS_VARIABLE} to a file that exists")
 
 
+def check_stage1() -> Iterator[Finding]:
+    """The file that stage 2 would start from, if one is named."""
+    from nnunetv2_dinomed3d.weights.stage1 import stage1_setting
+
+    try:
+        path = stage1_setting()
+    except ValueError as error:
+        yield Finding("error", str(error), "unset it, or set it to a file that exists")
+        return
+    if path:
+        yield Finding("ok", f"stage 1 is skipped, stage 2 starts from {path}")
+
+
 def check_folders() -> Iterator[Finding]:
     """nnU-Net's three folders."""
     for name in FOLDERS:
@@ -125,7 +128,7 @@ def check_gpu() -> Iterator[Finding]:
 def run_doctor() -> int:
     """Print every finding; 1 if the main job could not run, else 0."""
     errors = 0
-    for check in (check_versions, check_trainers, check_weights, check_folders, check_gpu):
+    for check in (check_versions, check_trainers, check_weights, check_stage1, check_folders, check_gpu):
         for finding in check():
             print(f"{finding.status:8s} {finding.what}")
             if finding.advice:

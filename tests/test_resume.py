@@ -51,6 +51,7 @@ def test_switching_without_the_best_of_stage1_says_so(make_trainer: MakeTrainer)
     os.remove(os.path.join(stopped.output_folder, STAGE1_BEST))
     resumed = make_trainer(nnUNetTrainerSeeded)
     resumed.load_checkpoint(os.path.join(resumed.output_folder, "checkpoint_latest.pth"))
+    resumed._best_ema = 1.0  # of an epoch before the last one: the last one's can be saved again
     with pytest.raises(FileNotFoundError, match=r"checkpoint_best_stage1.pth is missing.*from the beginning"):
         resumed.run_training()
 

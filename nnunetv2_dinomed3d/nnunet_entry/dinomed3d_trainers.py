@@ -8,6 +8,9 @@ in a source tree the folder of this file is the one to export as ``nnUNet_extTra
 
 def __getattr__(name: str) -> type:
     if name.startswith("nnUNetTrainerDINOMed3D"):
+        from nnunetv2_dinomed3d.requirements import require_supported_versions
+
+        require_supported_versions()
         from nnunetv2_dinomed3d.trainers.variants.names import UnknownTrainerError, is_named_elsewhere, trainer_class
 
         try:

@@ -4,6 +4,7 @@ All here is a delta to `nnUNetTrainer`. Hyper-parameters are class attributes, t
 them gives the other trainers.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os.path import basename, dirname, isfile, join
@@ -15,19 +16,20 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
 
+from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
 from nnunetv2_dinomed3d.network_architecture.network import Proxy, has_bfloat16
+from nnunetv2_dinomed3d.trainers.checks import check_cases, check_environment, check_mirroring
 from nnunetv2_dinomed3d.trainers.reuse import leaked_cases, require_one_start
+from nnunetv2_dinomed3d.trainers.robust import RobustTrainer, read_own_checkpoint
 from nnunetv2_dinomed3d.trainers.sampling import slab_configuration, slab_loader, start_workers, stop_workers
 from nnunetv2_dinomed3d.trainers.schedule import PlateauLRScheduler, Recipe, Schedule, StagePolyLRScheduler
 from nnunetv2_dinomed3d.weights import load_pretrained_weights
@@ -60,7 +62,7 @@ def autocast_dtype(device_type: str, dtype: torch.dtype) -> Iterator[None]:
         torch.set_autocast_dtype(device_type, before)
 
 
-class nnUNetTrainerDINOMed3D(nnUNetTrainer):
+class nnUNetTrainerDINOMed3D(RobustTrainer):
     """DINO-Med3D with DINOv3's ViT-B/16.
 
     Attributes:
@@ -71,11 +73,10 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         stages: those that are trained.
         stage1_epochs, stage2_epochs: their lengths.
         stage1_lr, stage2_lr: AdamW's initial learning rates.
-        slab_batch_size: slabs in a batch of stage 1, over all GPUs.
-        adamw_weight_decay, gradient_clip: of both stages.
+        slab_batch_size: slabs in a batch of stage 1, over all GPUs; if these do not divide it, the next number they do.
+        adamw_weight_decay: of both stages.
         ce_weight, dice_weight: of both stages' loss.
         iterations_per_epoch, val_iterations_per_epoch: of both stages.
-        latest_every: epochs between two ``checkpoint_latest.pth``.
         stage: 1 or 2, the one that is trained now.
         schedule: length and learning rate of both stages in this training.
     """
@@ -95,15 +96,14 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
     stage2_lr: float = 1e-4
     slab_batch_size: int = 24
     adamw_weight_decay: float = 0.01
-    gradient_clip: float = 1.0
     ce_weight: float = 0.2
     dice_weight: float = 0.8
     iterations_per_epoch: int = 250
     val_iterations_per_epoch: int = 50
-    latest_every: int = 5
 
     # nnU-Net's, which ships no types
     my_init_kwargs: dict[str, Any]
+    _best_ema: float | None
     network: nn.Module
     configuration_manager: ConfigurationManager
     oversample_foreground_percent: float
@@ -128,7 +128,8 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         self.num_iterations_per_epoch = self.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
         self.weight_decay = self.adamw_weight_decay
-        self.save_every = self.latest_every
+        self.my_init_kwargs = {**self.my_init_kwargs, "version": __version__}
+        self._resumed = False
         self.stage = max(self.stages)  # until the first one begins
 
     def _set_schedule(self, schedule: Schedule) -> None:
@@ -206,7 +207,10 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         """While open, `configuration_manager` describes the batches of the current stage."""
         plans_configuration = self.configuration_manager
         if self.stage == 1:
-            self.configuration_manager = slab_configuration(plans_configuration, self.slab_depth, self.slab_batch_size)
+            ranks = dist.get_world_size() if self.is_ddp else 1
+            # as many on each rank: nnU-Net's Dice over the batch gathers them, and needs equal shapes
+            slabs = math.ceil(self.slab_batch_size / ranks) * ranks
+            self.configuration_manager = slab_configuration(plans_configuration, self.slab_depth, slabs)
         try:
             yield
         finally:
@@ -224,7 +228,7 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         optimizer = torch.optim.AdamW(parameters, lr=self.initial_lr, weight_decay=self.weight_decay)
 
         def clip(*_: Any) -> None:
-            clip_grad_norm_(parameters, self.gradient_clip)
+            self.clip_or_skip(parameters)
 
         optimizer.register_step_pre_hook(clip)
         scheduler = StagePolyLRScheduler(
@@ -311,16 +315,42 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
     # ---- training ----
 
     def on_train_start(self) -> None:
+        check_environment()
         if not self.was_initialized:
             self.initialize()
+        if self._resumed:
+            self._save_missed_best()
+        else:
+            self._check_data()
         self._start()
         self._enter_stage()  # weights that were loaded brought their own stage along
         super().on_train_start()
 
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's, with an error that says what to do about a data set that is too small for it."""
+        try:
+            return super().do_split()
+        except ValueError as error:
+            raise ValueError(
+                f"nnU-Net cannot split {self.plans_manager.dataset_name} into its 5 folds ({error}). Train with fold "
+                f"all, or write your own splits_final.json into {self.preprocessed_dataset_folder_base}."
+            ) from error
+
+    def _check_data(self) -> None:
+        *_, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        check_mirroring(self.slab_depth, mirror_axes)
+        if self.local_rank != 0:
+            return  # one look is enough
+        manager = self.label_manager
+        labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+        training, validation = self.get_tr_and_val_datasets()
+        for warning in check_cases(training, validation, labels):
+            self.print_to_log_file(f"WARNING: {warning}")
+
     def _start(self) -> None:
         """Fill the network, unless it was: on resume, or by -pretrained_weights."""
         stage1_file = stage1_setting()
-        if self.current_epoch > 0:
+        if self._resumed:
             if stage1_file:
                 self.print_to_log_file("The training is resumed: DINOMED3D_STAGE1 is not looked at.")
         elif stage1_file:
@@ -414,11 +444,20 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
                 f"{filename} is missing, the best epoch of stage 1, from which stage 2 starts. Put it back, or train "
                 "from the beginning (without --c)."
             )
-        checkpoint = torch.load(filename, map_location="cpu", mmap=True, weights_only=False)  # nnU-Net's own
+        checkpoint = read_own_checkpoint(filename)
         self.module.load_state_dict(checkpoint["network_weights"])
         best_epoch = checkpoint["current_epoch"] - 1
         self._record_stage1({"epochs": self.current_epoch, "best_epoch": best_epoch})
         self.print_to_log_file(f"Stage 2 starts from epoch {best_epoch}, the best of stage 1.")
+
+    def _ends_stage1(self) -> bool:
+        """Whether this epoch is the last of stage 1, before stage 2."""
+        return self.stage == 1 and self.schedule.stage(self.current_epoch + 1) == 2
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's; the last epoch of stage 1 is saved in any case."""
+        self.save_every = 1 if self._ends_stage1() else self.latest_every
+        super().on_epoch_end()
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         super().on_validation_epoch_end(val_outputs)
@@ -430,15 +469,18 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's; the best epoch of stage 1 has a file of its own, so that ``checkpoint_best.pth`` is stage 2's."""
-        if self.stage == 1 and self.schedule.stage2.epochs and basename(filename) == "checkpoint_best.pth":
-            filename = join(dirname(filename), STAGE1_BEST)
-        super().save_checkpoint(filename)
+        super().save_checkpoint(join(dirname(filename), self._checkpoint_name(basename(filename))))
+
+    def _checkpoint_name(self, name: str) -> str:
+        of_stage1 = self.stage == 1 and self.schedule.stage2.epochs > 0
+        return STAGE1_BEST if of_stage1 and name == "checkpoint_best.pth" else name
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """nnU-Net's, in the stage of the checkpoint: its last epoch's, also at the boundary."""
         if not self.was_initialized:
             self.initialize()
-        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", mmap=True, weights_only=False)
+        checkpoint = read_own_checkpoint(filename_or_checkpoint)
+        self._require_fit(checkpoint, filename_or_checkpoint)
         stage = int(checkpoint["network_weights"]["_extra_state"])
         record = checkpoint["init_args"].get("stage1")
         if record:
@@ -449,10 +491,43 @@ class nnUNetTrainerDINOMed3D(nnUNetTrainer):
         if stage != self.stage:
             self._begin_stage(stage)
         super().load_checkpoint(filename_or_checkpoint)
-        # nnU-Net writes checkpoint_latest.pth before it looks whether the epoch was the best one: what the file says of
-        # the best is an epoch old
-        averages = self.logger.get_value("ema_fg_dice", step=None)
-        self._best_ema = max(averages[self.schedule.first_epoch(stage) :], default=None)
+        self._resumed = True
+        # what this file says of the best can be an epoch old: what was saved as the best counts
+        saved = self._ema_of_best()
+        self._best_ema = checkpoint["_best_ema"] if saved is None else saved
+
+    def _require_fit(self, checkpoint: dict[str, Any], filename: str) -> None:
+        own = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
+        theirs = {name: tensor.shape for name, tensor in checkpoint["network_weights"].items()}
+        wrong = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
+        if wrong:
+            written = checkpoint["init_args"].get("version", "unknown")
+            raise ValueError(
+                f"{filename} does not fit the network of {type(self).__name__}: {len(wrong)} tensors differ, the first "
+                f"is {wrong[0]}. It was written by nnunetv2_dinomed3d {written}, this is {__version__}. Use the "
+                "version and the trainer that wrote it, or train anew (without --c) into another folder of results."
+            )
+
+    def _best_filename(self) -> str:
+        return join(self.output_folder, self._checkpoint_name("checkpoint_best.pth"))
+
+    def _ema_of_best(self) -> float | None:
+        """The moving average of the pseudo Dice of the stage's best epoch that was saved; None if none was."""
+        if not isfile(self._best_filename()):
+            return None
+        checkpoint = read_own_checkpoint(self._best_filename())
+        if int(checkpoint["network_weights"]["_extra_state"]) != self.stage:
+            return None
+        return checkpoint["logging"]["ema_fg_dice"][-1]
+
+    def _save_missed_best(self) -> None:
+        """On resume: nnU-Net writes ``checkpoint_latest.pth`` first, and was killed before it wrote the best."""
+        averages = self.logger.get_value("ema_fg_dice", step=None)[self.schedule.first_epoch(self.stage) :]
+        if averages and (self._best_ema is None or averages[-1] > self._best_ema):
+            self._best_ema = averages[-1]
+            self.current_epoch -= 1  # nnU-Net saves the number of the next epoch
+            self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
+            self.current_epoch += 1
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's, on volumes and with LoRA merged into the frozen weights."""

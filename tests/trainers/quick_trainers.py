@@ -33,6 +33,13 @@ class nnUNetTrainerSeeded(nnUNetTrainerQuick):
         super().initialize()
 
 
+class nnUNetTrainerKilled(nnUNetTrainerQuick):
+    """Takes long enough to be killed: a few seconds an epoch."""
+
+    stage1_epochs = stage2_epochs = 4
+    iterations_per_epoch = 3
+
+
 class nnUNetTrainerQuickBase(nnUNetTrainerDINOMed3D):
     """The real network, not the nano one."""
 

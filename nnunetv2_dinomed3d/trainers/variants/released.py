@@ -64,12 +64,18 @@ class nnUNetTrainerDINOMed3D_released(nnUNetTrainerDINOMed3D):
         """Validation Dice (nnU-Net's pseudo Dice) of the stage's epochs so far."""
         return self.logger.get_value("mean_fg_dice", step=None)[self.schedule.first_epoch(self.stage) :]
 
+    def _stage1_is_done(self) -> bool:
+        """Whether the learning rate of the epoch to come is too small for stage 1."""
+        is_followed = self.stage == 1 and self.schedule.stage2.epochs > 0
+        return is_followed and self.lr_scheduler.current_lr() < self.stage1_min_lr
+
+    def _ends_stage1(self) -> bool:
+        return super()._ends_stage1() or self._stage1_is_done()
+
     def on_epoch_start(self) -> None:
-        if self.schedule.stage(self.current_epoch) == self.stage == 1 and self.schedule.stage2.epochs:
-            lr = self.lr_scheduler.current_lr()
-            if lr < self.stage1_min_lr:
-                self.print_to_log_file(f"Stage 1 ends: its learning rate would be {lr:.2g}.")
-                self._set_schedule(self.schedule.with_stage1_ended(self.current_epoch))
+        if self.schedule.stage(self.current_epoch) == 1 and self._stage1_is_done():
+            self.print_to_log_file(f"Stage 1 ends: its learning rate would be {self.lr_scheduler.current_lr():.2g}.")
+            self._set_schedule(self.schedule.with_stage1_ended(self.current_epoch))
         super().on_epoch_start()
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:

@@ -1,0 +1,61 @@
+"""The versions of other packages that this one needs, as setup.py states them, against those that are installed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+DISTRIBUTION = "nnunetv2_dinomed3d"
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """A requirement and what is installed of it; ``version`` is None where nothing is."""
+
+    requirement: Requirement
+    version: str | None
+
+    @property
+    def met(self) -> bool:
+        """Whether the installed version will do."""
+        return self.version is not None and self.requirement.specifier.contains(self.version, prereleases=True)
+
+    @property
+    def fix(self) -> str:
+        """The command that installs one that will."""
+        return f"pip install '{self.requirement}'"
+
+    def __str__(self) -> str:
+        installed = "is not installed" if self.version is None else f"{self.version} is installed"
+        return f"{self.requirement.name} {installed}, {self.requirement} is needed"
+
+
+def dependencies() -> Iterator[Dependency]:
+    """All that apply here.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: this package itself is not installed, but on the path.
+    """
+    for requirement in map(Requirement, metadata.requires(DISTRIBUTION) or []):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            version = None
+        yield Dependency(requirement, version)
+
+
+def require_supported_versions() -> None:
+    """Stop before an import fails in some odd way, or a training behaves so.
+
+    Raises:
+        RuntimeError: a package is missing, too old or too new.
+    """
+    try:
+        unmet = [dependency for dependency in dependencies() if not dependency.met]
+    except metadata.PackageNotFoundError:
+        return  # nothing states what is needed
+    if unmet:
+        raise RuntimeError(f"{unmet[0]}: {unmet[0].fix}. `dinomed3d doctor` checks the others.")

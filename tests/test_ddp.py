@@ -1,0 +1,82 @@
+"""Several GPUs: the trainer's own code through both stages in two processes, on the CPU over gloo.
+
+nnU-Net fixes CUDA and NCCL in two places; only these are replaced here.
+"""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
+from torch import distributed as dist
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.trainers.quick_trainers import nnUNetTrainerQuick
+
+SLABS = 5  # which two ranks do not divide: they get 3 each
+RANKS = 2
+
+
+def assert_equal_on_all_ranks(tensors: dict[str, torch.Tensor], when: str) -> None:
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()  # as a collective needs it
+        both = [torch.empty_like(own) for _ in range(RANKS)]
+        dist.all_gather(both, own)
+        assert torch.equal(*both), f"{when}: {name} differs between the ranks"
+
+
+class OnTwoRanks(nnUNetTrainerQuick):
+    slab_batch_size = SLABS
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")) -> None:  # noqa: B008
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.device, self.grad_scaler = torch.device("cpu"), None  # nnU-Net's is CUDA under DDP
+        self.batch_sizes: list[int] = []
+
+    def _begin_stage(self, stage: int) -> None:
+        if stage == 2 and self.stage == 1:
+            state = {name: t for name, t in self.module.state_dict().items() if name.startswith("encoder.")}
+            assert_equal_on_all_ranks(state, "what stage 2 starts from")
+        super()._begin_stage(stage)
+
+    def train_step(self, batch: dict) -> dict:
+        output = super().train_step(batch)
+        assert len(batch["data"]) == self.batch_size
+        self.batch_sizes.append(self.batch_size)
+        trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        assert_equal_on_all_ranks(trained, f"epoch {self.current_epoch}")
+        return output
+
+
+def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["nnUNet_results"] = results
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
+    stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    if rank:
+        torch.save = partial(pytest.fail, "only rank 0 writes")
+    plans = json.loads(Path(preprocessed, "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    dataset = json.loads(Path(preprocessed, "dataset.json").read_text())
+    torch.manual_seed(rank)
+    trainer = OnTwoRanks(plans, "3d_fullres", 0, dataset)
+    trainer.run_training()
+    assert trainer.stage == 2
+    assert trainer.is_ddp
+    sizes = [None] * RANKS
+    dist.all_gather_object(sizes, trainer.batch_sizes)
+    per_step = [sum(step) for step in zip(*sizes, strict=True)]
+    assert per_step == [SLABS + 1] * 4 + [trainer.configuration_manager.batch_size] * 4
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_both_stages_on_two_ranks(preprocessed: Path, tmp_path: Path) -> None:
+    address = f"file://{tmp_path / 'rendezvous'}"
+    multiprocessing.spawn(_train, (address, str(preprocessed), str(tmp_path / "results")), nprocs=RANKS)
+    (folder,) = (tmp_path / "results").glob("*/*/fold_0")
+    assert (folder / "checkpoint_final.pth").is_file()
+    assert len(list(folder.glob("training_log_*.txt"))) == 1
