@@ -28,6 +28,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "test": [
         "pytest>=8",
+        "pytest-xdist>=3.5",  # two files at a time
         "ruff==0.17.6",  # a newer one may format or complain differently
         "mypy==2.4.1",  # likewise
         "setuptools>=70.1",  # a test builds the wheel

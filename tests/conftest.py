@@ -2,17 +2,19 @@
 
 import json
 import os
+import socket
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of tiny networks two threads are slower, and two tests run at a time
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
 
 from nnunetv2_dinomed3d.entry import trainer_folder
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
@@ -36,6 +38,24 @@ def write_case(folder: Path, name: str, rng: np.random.Generator) -> None:
         volume = sitk.GetImageFromArray(array)
         volume.SetSpacing((1.0, 1.0, 3.0))
         sitk.WriteImage(volume, str(folder / kind / f"{name}{suffix}.nii.gz"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """A test that reaches for the network fails, wherever it runs."""
+
+    def refuse(self: object, address: object, *rest: object) -> None:
+        raise AssertionError(f"a connection to {address}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            connect = getattr(socket.socket, name)
+
+            def guarded(self: socket.socket, address: object, connect: Callable = connect) -> object:
+                return connect(self, address) if self.family == socket.AF_UNIX else refuse(self, address)
+
+            patch.setattr(socket.socket, name, guarded)
+        yield
 
 
 @pytest.fixture(scope="session")

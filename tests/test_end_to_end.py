@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.end_to_end
+
 Run = Callable[..., str]
 TRAIN = ("nnUNetv2_train", "-device", "cpu")
 
@@ -78,7 +80,7 @@ def test_a_thick_sliced_brain_trains(run: Run, shared: Path, nnunet_environment:
     """256 x 256 in plane, 25 slices of 6.5 mm; two cases, so fold all."""
     dataset = "Dataset005_BrainTumour2"
     prepare(run, shared, nnunet_environment, dataset)
-    run(*TRAIN, "5", "3d_fullres", "all", "-tr", "nnUNetTrainerQuick")
+    run(*TRAIN, "5", "3d_fullres", "all", "-tr", "nnUNetTrainerQuick", OMP_NUM_THREADS="2")
     validation = results(nnunet_environment, dataset, "nnUNetTrainerQuick", "all") / "validation"
     assert len(list(validation.glob("*.nii.gz"))) == 2
 
@@ -90,7 +92,7 @@ def test_nano_learns_the_hippocampus(
     """Mean foreground Dice of at least 0.75 on the 10 test cases; training takes 15 minutes at most on two cores."""
     raw = prepare(run, shared, nnunet_environment, "Dataset004_Hippocampus")
     arguments = ("-tr", "nnUNetTrainerDINOMed3D_nano", "-device", "cpu")
-    run("nnUNetv2_train", "4", "3d_fullres", "0", *arguments, nnUNet_n_proc_DA="2")
+    run("nnUNetv2_train", "4", "3d_fullres", "0", *arguments, nnUNet_n_proc_DA="2", OMP_NUM_THREADS="2")
     run(
         "nnUNetv2_predict", "-i", raw / "imagesTs", "-o", tmp_path, "-d", "4", "-c", "3d_fullres", "-f", "0", *arguments
     )

@@ -43,6 +43,17 @@ def test_resuming_is_as_not_stopping(
     assert resumed._best_ema == pytest.approx(best_ema)
 
 
+def test_the_same_seed_gives_the_same_losses(
+    trained: nnUNetTrainerDINOMed3D, make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With augmentation in this process (nnUNet_n_proc_DA=0), on the CPU."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "again"))
+    again = make_trainer(nnUNetTrainerSeeded)
+    again.run_training()
+    for key in ("train_losses", "val_losses", "mean_fg_dice"):
+        assert again.logger.get_value(key, step=None) == trained.logger.get_value(key, step=None)
+
+
 def test_switching_without_the_best_of_stage1_says_so(make_trainer: MakeTrainer) -> None:
     stopped = make_trainer(nnUNetTrainerSeeded)
     stopped.stop_before = 2

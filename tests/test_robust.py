@@ -84,6 +84,7 @@ def assert_whole(results: Path) -> None:
     assert (folder / "validation" / "summary.json").is_file()
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("preprocessed")
 def test_killed_trainings_end_as_if_nothing_had_been(nnunet_environment: dict[str, str], tmp_path: Path) -> None:
     kill_and_resume(2, nnunet_environment, tmp_path, seed=0)

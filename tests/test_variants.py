@@ -38,6 +38,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type[nnUNetTrainer
     return shorten
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", SINGLE + COMBINED)
 def test_trains_saves_and_predicts(
     name: str, quick: Callable[[str], type[nnUNetTrainerDINOMed3D]], make_trainer: MakeTrainer

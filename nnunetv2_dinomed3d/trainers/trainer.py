@@ -43,6 +43,11 @@ IN_PLANE_SCALING = (0.85, 1.25)
 
 
 def _require_3d(plans: dict, configuration: str) -> None:
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"The plans have no configuration {configuration!r}, but {', '.join(plans['configurations'])}. Train one "
+            "that is 3D; if there is none, plan it: nnUNetv2_plan_and_preprocess -d DATASET -c 3d_fullres."
+        )
     patch_size = PlansManager(plans).get_configuration(configuration).patch_size
     if len(patch_size) != 3:
         raise ValueError(
