@@ -1,5 +1,6 @@
 """When which stage is trained, and with which learning rate (DINO-Med3D, training recipe)."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -49,6 +50,22 @@ class Schedule:
     def with_stage1_ended(self, epochs: int) -> "Schedule":
         """The same number of epochs, of which stage 1 had the first ``epochs``; stage 2 gets the others."""
         return Schedule(replace(self.stage1, epochs=epochs), replace(self.stage2, epochs=self.epochs - epochs))
+
+
+def moving_average(past: Sequence[float], dice: float) -> float:
+    """nnU-Net's moving average of the Dice after an epoch with ``dice``.
+
+    NaN is the Dice of validation batches that had nothing to score (no foreground, neither there nor predicted, or no
+    annotation): it leaves the average as it was, where nnU-Net's would be NaN for the rest of the training.
+
+    Args:
+        past: averages of the stage's epochs before.
+        dice: of this epoch.
+    """
+    known = [average for average in past if not math.isnan(average)]
+    if not known:
+        return dice
+    return known[-1] if math.isnan(dice) else 0.9 * known[-1] + 0.1 * dice
 
 
 class StagePolyLRScheduler(PolyLRScheduler):

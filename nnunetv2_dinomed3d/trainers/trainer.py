@@ -5,7 +5,7 @@ them gives the other trainers.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os.path import basename, dirname, isfile, join
 from pathlib import Path
@@ -31,7 +31,14 @@ from nnunetv2_dinomed3d.trainers.checks import check_cases, check_environment, c
 from nnunetv2_dinomed3d.trainers.reuse import leaked_cases, require_one_start
 from nnunetv2_dinomed3d.trainers.robust import RobustTrainer, read_own_checkpoint
 from nnunetv2_dinomed3d.trainers.sampling import slab_configuration, slab_loader, start_workers, stop_workers
-from nnunetv2_dinomed3d.trainers.schedule import PlateauLRScheduler, Recipe, Schedule, StagePolyLRScheduler
+from nnunetv2_dinomed3d.trainers.schedule import (
+    PlateauLRScheduler,
+    Recipe,
+    Schedule,
+    StagePolyLRScheduler,
+    moving_average,
+)
+from nnunetv2_dinomed3d.trainers.shallow import BLUR_DEPTH, blur_in_plane
 from nnunetv2_dinomed3d.weights import load_pretrained_weights
 from nnunetv2_dinomed3d.weights.stage1 import Stage1Checkpoint, load_stage1, stage1_setting
 
@@ -317,6 +324,14 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             self.get_validation_transforms(None, **labels),
         )
 
+    @staticmethod
+    def get_training_transforms(patch_size: Sequence[int], *args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's; where a patch has too few slices to be blurred across them, they are blurred within."""
+        transforms = RobustTrainer.get_training_transforms(patch_size, *args, **kwargs)
+        if patch_size[0] < BLUR_DEPTH:
+            blur_in_plane(transforms)
+        return transforms
+
     # ---- training ----
 
     def on_train_start(self) -> None:
@@ -466,9 +481,12 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         super().on_validation_epoch_end(val_outputs)
-        if self.current_epoch == self.schedule.first_epoch(2):
-            # nnU-Net's moving average would run on, and stage 1's Dice of slabs inflate stage 2's of patches
-            self.logger.get_value("ema_fg_dice", step=None)[-1] = self.logger.get_value("mean_fg_dice", step=-1)
+        # nnU-Net's moving average would run on, and stage 1's Dice of slabs inflate stage 2's of patches
+        averages = self.logger.get_value("ema_fg_dice", step=None)
+        past = averages[self.schedule.first_epoch(self.stage) : -1]
+        averages[-1] = moving_average(past, self.logger.get_value("mean_fg_dice", step=-1))
+        if self._best_ema is not None and np.isnan(self._best_ema):
+            self._best_ema = None  # no epoch is better than NaN; until there is a Dice, the last epoch is the best
 
     # ---- checkpoints and validation ----
 
