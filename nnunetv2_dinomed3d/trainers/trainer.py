@@ -485,8 +485,12 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         averages = self.logger.get_value("ema_fg_dice", step=None)
         past = averages[self.schedule.first_epoch(self.stage) : -1]
         averages[-1] = moving_average(past, self.logger.get_value("mean_fg_dice", step=-1))
+        self._forget_nan()
+
+    def _forget_nan(self) -> None:
+        """No epoch is better than NaN: until there is a Dice, the last epoch is the best."""
         if self._best_ema is not None and np.isnan(self._best_ema):
-            self._best_ema = None  # no epoch is better than NaN; until there is a Dice, the last epoch is the best
+            self._best_ema = None
 
     # ---- checkpoints and validation ----
 
@@ -518,6 +522,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         # what this file says of the best can be an epoch old: what was saved as the best counts
         saved = self._ema_of_best()
         self._best_ema = checkpoint["_best_ema"] if saved is None else saved
+        self._forget_nan()
 
     def _require_fit(self, checkpoint: dict[str, Any], filename: str) -> None:
         own = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
@@ -551,6 +556,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             self.current_epoch -= 1  # nnU-Net saves the number of the next epoch
             self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
             self.current_epoch += 1
+            self._forget_nan()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's, on volumes and with LoRA merged into the frozen weights."""
