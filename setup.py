@@ -19,9 +19,10 @@ INSTALL_REQUIRES = [
     "numpy>=1.26",
     "safetensors>=0.4.3",  # weights without unpickling
     "huggingface_hub>=0.34",  # weights from the hub when none are named
-    "SimpleITK>=2.2.1",  # the demo's NIfTI files
-    "scipy>=1.11.4",  # the demo's texture
-    "matplotlib>=3.8",  # the demo's picture
+    "SimpleITK>=2.2.1",  # label maps to compare, the demo's NIfTI files
+    "scipy>=1.11.4",  # distances between surfaces, Wilcoxon's test, the demo's texture
+    "matplotlib>=3.8",  # pictures of the report and the demo
+    "tqdm>=4.60",  # compare's progress bar; nnU-Net has it too, without a bound
     "packaging>=22",  # doctor compares versions
 ]
 
@@ -33,6 +34,8 @@ EXTRAS_REQUIRE = {
         "mypy==2.4.1",  # likewise
         "setuptools>=70.1",  # a test builds the wheel
         "transformers>=5",  # independent DINOv3 code to compare loaded weights with
+        "medpy>=0.5",  # independent HD95 to compare with
+        "monai>=1.5",  # likewise surface Dice
     ],
 }
 

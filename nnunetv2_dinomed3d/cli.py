@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_dinomed3d import __version__
@@ -47,7 +48,8 @@ def _convert(args: argparse.Namespace) -> int:
     return convert(args.checkpoint, args.out, model)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """For these words; the arguments of some commands stand with their code, which takes seconds to import."""
     parser = argparse.ArgumentParser(prog="dinomed3d", description="DINO-Med3D for nnU-Net v2")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True)
@@ -88,12 +90,27 @@ def _parser() -> argparse.ArgumentParser:
         "-c", "--configuration", default="3d_fullres", metavar="NAME", help="of the plans (default: %(default)s)"
     )
     command.set_defaults(run=_convert)
+
+    command = commands.add_parser("compare", help="compare trainings, or folders of predictions: numbers and pictures")
+    if "compare" in words:
+        from nnunetv2_dinomed3d.evaluation import compare
+
+        compare.add_arguments(command)
+        command.set_defaults(run=compare.run_compare)
+
+    command = commands.add_parser("crossval", help="print or run nnU-Net's commands of all folds and trainers")
+    if "crossval" in words:
+        from nnunetv2_dinomed3d.evaluation import crossval
+
+        crossval.add_arguments(command)
+        command.set_defaults(run=crossval.run_crossval)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code is 1 for a user's error and 2 for one in the arguments."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = _parser(words).parse_args(words)
     try:
         return args.run(args)
     except (ValueError, subprocess.CalledProcessError) as error:

@@ -30,6 +30,14 @@ from tests.test_features_helpers import (
 
 pytestmark = pytest.mark.end_to_end
 
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What nnU-Net's loaders draw, in this process, is the same in every run."""
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 LABELS = {"background": 0, "box": 1, "core": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
 

@@ -1,0 +1,1 @@
+"""Comparing trainings: measures, statistics, report. Imports neither torch nor anything else of this package."""

@@ -1,0 +1,120 @@
+"""nnU-Net's folders and what its ``dataset.json`` says, read without nnU-Net."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+def folder_of(variable: str) -> Path:
+    """The folder that nnU-Net's environment variable names."""
+    value = os.environ.get(variable)
+    if not value:
+        raise ValueError(f"{variable} is not set: export {variable}=/path/to/{variable}")
+    return Path(value)
+
+
+def dataset_name(name_or_id: str) -> str:
+    """``Dataset004_Hippocampus`` of ``4`` or of its name, looked for in nnU-Net's three folders.
+
+    Raises:
+        ValueError: there is none, or more than one with that number.
+    """
+    folders = [
+        Path(os.environ[v]) for v in ("nnUNet_preprocessed", "nnUNet_raw", "nnUNet_results") if os.environ.get(v)
+    ]
+    if not folders:
+        raise ValueError("None of nnUNet_raw, nnUNet_preprocessed and nnUNet_results is set: export nnU-Net's folders")
+    pattern = f"Dataset{int(name_or_id):03d}_*" if name_or_id.isdigit() else name_or_id
+    names = sorted({path.name for folder in folders for path in folder.glob(pattern) if path.is_dir()})
+    where = ", ".join(map(str, folders))
+    if not names:
+        raise ValueError(f"No data set {name_or_id!r} in {where}: give its number or its whole name")
+    if len(names) > 1:
+        raise ValueError(f"{name_or_id!r} could be {', '.join(names)} (in {where}): give the whole name")
+    return names[0]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; ValueError if there is none or it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is measured.
+
+    Attributes:
+        labels: of each structure's name, the values that belong to it; a region has several.
+        values: every value that a label map may hold, without that of the ignore label.
+        ignore: value of the ignore label.
+        ending: of the files, such as ``.nii.gz``.
+    """
+
+    labels: dict[str, tuple[int, ...]]
+    values: frozenset[int]
+    ignore: int | None
+    ending: str
+
+
+def read_description(path: Path) -> Description:
+    """Labels, regions, ignore label and file ending of a ``dataset.json``."""
+    content = read_json(path)
+    for key in ("labels", "file_ending"):
+        if key not in content:
+            raise ValueError(f"{path} has no {key!r}: nnU-Net's dataset.json needs it")
+    if content["file_ending"] not in ENDINGS:
+        raise ValueError(
+            f"{path}: files that end with {content['file_ending']!r} do not say their spacing in mm, which distances "
+            f"and volumes need; only {', '.join(ENDINGS)} are measured"
+        )
+    values = {
+        name: tuple(int(v) for v in (value if isinstance(value, list) else [value]))
+        for name, value in content["labels"].items()
+    }
+    ignore = values.pop("ignore", None)
+    everything = frozenset(v for group in values.values() for v in group) | {0}
+    labels = {name: group for name, group in values.items() if name != "background" and group != (0,)}
+    if not labels:
+        raise ValueError(f"{path} names no label but the background: there is nothing to measure")
+    return Description(labels, everything, ignore[0] if ignore else None, content["file_ending"])
+
+
+def find_description(dataset: str) -> Path:
+    """The data set's ``dataset.json``: the preprocessed one, else the raw one."""
+    tried = []
+    for variable in ("nnUNet_preprocessed", "nnUNet_raw"):
+        if os.environ.get(variable):
+            tried.append(Path(os.environ[variable]) / dataset / "dataset.json")
+            if tried[-1].is_file():
+                return tried[-1]
+    raise ValueError(f"No dataset.json of {dataset} (looked for {', '.join(map(str, tried))}): set nnUNet_preprocessed")
+
+
+def find_image(dataset: str | None, case: str, ending: str) -> Path | None:
+    """The first channel of a case's raw image, if it is there."""
+    if not dataset or not os.environ.get("nnUNet_raw"):
+        return None
+    folders = [Path(os.environ["nnUNet_raw"]) / dataset / kind for kind in ("imagesTr", "imagesTs")]
+    files = [folder / f"{case}_0000{ending}" for folder in folders]
+    return next((file for file in files if file.is_file()), None)
+
+
+def model_name(trainer: str, plans: str, configuration: str) -> str:
+    """nnU-Net's name of a results folder."""
+    return f"{trainer}__{plans}__{configuration}"
+
+
+def folds_in(model: Path) -> list[str]:
+    """The folds of a results folder, such as ["0", "1"]."""
+    names = [match[1] for path in model.glob("fold_*") if (match := re.fullmatch(r"fold_(\d+|all)", path.name))]
+    return sorted(names, key=lambda name: (name == "all", name.zfill(9)))

@@ -1,0 +1,102 @@
+"""A document of paragraphs, tables and pictures, as Markdown and as one HTML file."""
+
+import base64
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; display: block; overflow-x: auto }
+td, th { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; font-variant-numeric: tabular-nums }
+img { max-width: 100% }
+figure { margin: 1rem 0 }
+figcaption { color: #555; font-size: 13px }
+"""
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: list[str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table; every row has as many cells as there are columns."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file, and what it shows."""
+
+    path: Path
+    caption: str
+
+
+Block = Heading | Paragraph | Bullets | Grid | Picture
+
+
+def to_markdown(blocks: list[Block], folder: Path) -> str:
+    """Markdown; pictures are linked relative to `folder`."""
+    parts = []
+    for block in blocks:
+        match block:
+            case Heading(text, level):
+                parts.append(f"{'#' * level} {text}")
+            case Paragraph(text):
+                parts.append(text)
+            case Bullets(items):
+                parts.append("\n".join(f"- {item}" for item in items))
+            case Grid(columns, rows):
+                lines = [columns, ["---"] * len(columns), *rows]
+                parts.append("\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines))
+            case Picture(path, caption):
+                parts.append(f"![{caption}]({path.relative_to(folder).as_posix()})\n\n{caption}")
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(blocks: list[Block], title: str) -> str:
+    """One HTML file with the pictures in it."""
+    body = "\n".join(_block_html(block) for block in blocks)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _block_html(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{html.escape(text)}</h{level}>"
+        case Paragraph(text):
+            return f"<p>{html.escape(text)}</p>"
+        case Bullets(items):
+            return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+        case Grid(columns, rows):
+            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
+            lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+            return (
+                f"<table><thead><tr>{head}</tr></thead><tbody>"
+                + "".join(f"<tr>{r}</tr>" for r in lines)
+                + "</tbody></table>"
+            )
+        case Picture(path, caption):
+            data = base64.b64encode(path.read_bytes()).decode()
+            text = html.escape(caption)
+            return (
+                f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+            )

@@ -1,0 +1,145 @@
+"""Measures every case of every model, in parallel processes."""
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from nnunetv2_dinomed3d.evaluation.cases import Cases
+from nnunetv2_dinomed3d.evaluation.dataset import Description
+from nnunetv2_dinomed3d.evaluation.label_map import geometry_warning, read_label_map, structures
+from nnunetv2_dinomed3d.evaluation.metrics import Structure, dice, hd95, surface_dice, surface_distances
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One structure of one case, as one model predicted it. What is not defined is NaN.
+
+    Attributes:
+        state: "measured", "both empty", "missed" (only the prediction is empty) or "invented" (only the truth is).
+        dice: 0 to 1; NaN if both are empty.
+        hd95_mm: NaN if both are empty; if one is, the image's diagonal, or NaN if those are excluded.
+        surface_dice: 0 to 1, at the label's tolerance; NaN if both are empty, 0 if one is.
+        truth_ml, prediction_ml: volumes.
+    """
+
+    case: str
+    model: str
+    label: str
+    state: str
+    dice: float
+    hd95_mm: float
+    surface_dice: float
+    truth_ml: float
+    prediction_ml: float
+
+    @property
+    def volume_difference_ml(self) -> float:
+        """Prediction less truth."""
+        return self.prediction_ml - self.truth_ml
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How is measured.
+
+    Attributes:
+        description: labels and what is ignored.
+        tolerances: of each label, the surface Dice's tolerance in mm.
+        exclude_empty: whether a case with one of both empty has no HD95, rather than the image's diagonal.
+    """
+
+    description: Description
+    tolerances: dict[str, float]
+    exclude_empty: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case with all its predictions; a process does one at a time."""
+
+    case: str
+    truth: Path
+    predictions: dict[str, Path]
+    rules: Rules
+
+
+def measure_pair(truth: Structure, prediction: Structure, diagonal: float, tolerance: float) -> dict[str, float | str]:
+    """The fields of a `Measurement` that the two structures decide; `diagonal` (mm) is HD95 where one is empty."""
+    volumes = {"truth_ml": truth.volume_ml, "prediction_ml": prediction.volume_ml}
+    nan = float("nan")
+    if not truth.voxels and not prediction.voxels:
+        return {"state": "both empty", "dice": nan, "hd95_mm": nan, "surface_dice": nan, **volumes}
+    if not truth.voxels or not prediction.voxels:
+        state = "missed" if truth.voxels else "invented"
+        return {"state": state, "dice": 0.0, "hd95_mm": diagonal, "surface_dice": 0.0, **volumes}
+    distances = surface_distances(truth, prediction)
+    return {
+        "state": "measured",
+        "dice": dice(truth, prediction),
+        "hd95_mm": hd95(distances),
+        "surface_dice": surface_dice(distances, tolerance),
+        **volumes,
+    }
+
+
+def measure_case(job: Job) -> tuple[list[Measurement], list[str]]:
+    """Every structure of a case in every model's prediction, and warnings."""
+    rules = job.rules
+    labels, geometry = read_label_map(job.truth)
+    spacing = geometry.spacing_zyx
+    ignored = labels == rules.description.ignore if rules.description.ignore is not None else None
+    truths = structures(labels, spacing, rules.description, job.truth)
+    diagonal = float("nan") if rules.exclude_empty else float(np.linalg.norm(np.multiply(labels.shape, spacing)))
+    measurements, warnings = [], []
+    for model, path in job.predictions.items():
+        predicted, where = read_label_map(path)
+        warnings.append(geometry_warning(geometry, where, path))
+        if ignored is not None:
+            predicted = np.where(ignored, 0, predicted)
+        for label, structure in structures(predicted, spacing, rules.description, path).items():
+            fields = measure_pair(truths[label], structure, diagonal, rules.tolerances[label])
+            measurements.append(Measurement(job.case, model, label, **fields))  # type: ignore[arg-type]
+    return measurements, [text for text in warnings if text]
+
+
+def process_count() -> int:
+    """nnU-Net's ``nnUNet_def_n_proc``, which defaults to 8, but no more than there are cores."""
+    setting = os.environ.get("nnUNet_def_n_proc", "8")
+    if not setting.isdigit() or not int(setting):
+        raise ValueError(f"nnUNet_def_n_proc is {setting!r}: export a number of processes, 1 or more")
+    return min(int(setting), os.cpu_count() or 1)
+
+
+def _start_process() -> None:
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def measure(cases: Cases, rules: Rules) -> tuple[list[Measurement], list[str]]:
+    """Every case, with a progress bar; measurements and warnings in the order of the cases."""
+    jobs = [
+        Job(case, truth, {model.name: model.predictions[case] for model in cases.models}, rules)
+        for case, truth in cases.truths.items()
+    ]
+    results: dict[str, tuple[list[Measurement], list[str]]] = {}
+    processes = min(process_count(), len(jobs))
+    context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads hold
+    with ProcessPoolExecutor(processes, context, initializer=_start_process) as pool:
+        futures = {pool.submit(measure_case, job): job.case for job in jobs}
+        try:
+            for future in tqdm(as_completed(futures), total=len(jobs), desc="measured", unit="case"):
+                results[futures[future]] = future.result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"One of {processes} processes was killed, likely for want of memory: export nnUNet_def_n_proc=1"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+    ordered = [results[job.case] for job in jobs]
+    return [m for found, _ in ordered for m in found], [text for _, warnings in ordered for text in warnings]

@@ -1,0 +1,47 @@
+"""What is read from nnU-Net's text logs."""
+
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_dinomed3d.evaluation.training_log import read_logs
+from tests.test_evaluation_cases import LOG
+
+STOCK = """
+2026-02-01 10:00:01.000001: Epoch 0
+2026-02-01 10:00:01.000001: Current learning rate: 0.01
+2026-02-01 10:00:01.000001: train_loss 0.5
+2026-02-01 10:00:01.000001: val_loss -0.25
+2026-02-01 10:00:01.000001: Pseudo dice [0.5, 0.7]
+2026-02-01 10:00:01.000001: Epoch time: 30.0 s
+2026-02-01 10:00:01.000001: Yayy! New best EMA pseudo Dice: 0.0012
+"""
+
+
+def test_both_stages_of_our_trainer(tmp_path: Path) -> None:
+    (tmp_path / "training_log_2026_1_1_10_00_00.txt").write_text(LOG.format(day=1))
+    log = read_logs(tmp_path)
+    assert log.trained == {1: 521_571, 2: 1_724_955}
+    assert log.parameters == {2: 2_100_000}, "blank where the log does not say it"
+    assert list(log.finished) == [0, 1], "epoch 2 was cut off"
+    assert log.switch == 1
+    assert log.seconds() == {1: 7.52, 2: 46.0}
+    assert log.finished[0].pseudo_dice == pytest.approx(0.2), "a label that is not there counts for nothing"
+    assert (log.finished[1].pseudo_dice, log.finished[1].val_loss) == (pytest.approx(0.7), -0.2)
+
+
+def test_a_stock_log_has_no_stage_and_no_parameters(tmp_path: Path) -> None:
+    (tmp_path / "training_log_2026_2_1_10_00_00.txt").write_text(STOCK)
+    log = read_logs(tmp_path)
+    assert (log.trained, log.parameters, log.switch, log.seconds()) == ({}, {}, None, {0: 30.0})
+
+
+def test_a_resumed_training_counts_each_epoch_once_as_it_was_done_last(tmp_path: Path) -> None:
+    """Files are read by date: the 10th comes after the 9th, which their names hide."""
+    (tmp_path / "training_log_2026_2_9_10_00_00.txt").write_text(STOCK)
+    (tmp_path / "training_log_2026_2_10_10_00_00.txt").write_text(STOCK.replace("30.0 s", "20.0 s"))
+    assert [epoch.seconds for epoch in read_logs(tmp_path).finished.values()] == [20.0]
+
+
+def test_without_logs_nothing_is_known(tmp_path: Path) -> None:
+    assert not read_logs(tmp_path).finished
