@@ -47,11 +47,12 @@ def kill_and_resume(kills: int, nnunet_environment: dict[str, str], results: Pat
             text=True,
             start_new_session=True,
         )
-        killer = None
+        killer, epochs_left = None, rng.integers(1, 4)
         for line in process.stdout:
             printed.append(line)
-            if killer is None and attempt < kills and EPOCH.search(line):  # what comes before writes nothing
-                killer = threading.Timer(rng.uniform(0, 4), os.killpg, (process.pid, signal.SIGKILL))
+            epochs_left -= bool(EPOCH.search(line))
+            if killer is None and attempt < kills and epochs_left == 0:
+                killer = threading.Timer(rng.uniform(0, 3), os.killpg, (process.pid, signal.SIGKILL))
                 killer.start()
         if killer:
             killer.cancel()
