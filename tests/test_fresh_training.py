@@ -26,6 +26,7 @@ def no_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("data was loaded")
 
     monkeypatch.setattr(nnUNetTrainerDINOMed3D, "get_dataloaders", loaded)
+    monkeypatch.setattr(nnUNetTrainerDINOMed3D, "_check_data", loaded)
 
 
 class SmallFromPretrained(nnUNetTrainerQuickBase):

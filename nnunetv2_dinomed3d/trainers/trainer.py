@@ -338,11 +338,11 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         check_environment()
         if not self.was_initialized:
             self.initialize()
+        self._start()  # what is wrong with the weights is told before minutes of reading cases
         if self._resumed:
             self._save_missed_best()
         else:
             self._check_data()
-        self._start()
         self._enter_stage()  # weights that were loaded brought their own stage along
         super().on_train_start()
 
