@@ -28,6 +28,7 @@ from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_d
 from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
 from nnunetv2_dinomed3d.network_architecture.network import Proxy, has_bfloat16
 from nnunetv2_dinomed3d.trainers.checks import check_cases, check_environment, check_mirroring
+from nnunetv2_dinomed3d.trainers.progress import StagedLogger
 from nnunetv2_dinomed3d.trainers.reuse import leaked_cases, require_one_start
 from nnunetv2_dinomed3d.trainers.robust import RobustTrainer, read_own_checkpoint
 from nnunetv2_dinomed3d.trainers.sampling import slab_configuration, slab_loader, start_workers, stop_workers
@@ -141,6 +142,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
         self.weight_decay = self.adamw_weight_decay
         self.my_init_kwargs = {**self.my_init_kwargs, "version": __version__}
+        self.logger.local_logger = StagedLogger(self.logger.local_logger.verbose, lambda: self.schedule)
         self._resumed = False
         self.stage = max(self.stages)  # until the first one begins
 
