@@ -104,6 +104,13 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
         crossval.add_arguments(command)
         command.set_defaults(run=crossval.run_crossval)
+
+    command = commands.add_parser("look", help="pictures of what trained networks see of a case: features, gate")
+    if "look" in words:
+        from nnunetv2_dinomed3d.look import run as look
+
+        look.add_arguments(command)
+        command.set_defaults(run=look.run_look)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""What a trained network sees of a case, as pictures."""

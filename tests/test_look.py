@@ -1,0 +1,314 @@
+"""``dinomed3d look``: the picture shows what it says, of every kind of trainer; what cannot be shown is refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from safetensors.torch import save_file
+
+from nnunetv2_dinomed3d.cli import main
+from nnunetv2_dinomed3d.look.case import choose_slices, load_case
+from nnunetv2_dinomed3d.look.features import (
+    Windows,
+    encoder_features,
+    feature_colours,
+    fusion_gate,
+    principal_components,
+)
+from nnunetv2_dinomed3d.look.figure import label_names
+from nnunetv2_dinomed3d.look.run import load_model, look
+from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.variants.ablations import (
+    nnUNetTrainerDINOMed3D_frozen,
+    nnUNetTrainerDINOMed3D_noDetail,
+    nnUNetTrainerDINOMed3D_noStage1,
+)
+from nnunetv2_dinomed3d.trainers.variants.names import trainer_class
+from tests.conftest import DATASET
+
+NANO = "nnUNetTrainerDINOMed3D_nano"
+
+
+@pytest.fixture
+def network() -> DINOMed3D:
+    torch.manual_seed(0)
+    network = build_dinomed3d("nano", 1, 2, (4, 32, 32))
+    stir_lora(network)
+    return network
+
+
+def stir_lora(network: torch.nn.Module) -> None:
+    """LoRA that does something, as after a training."""
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+@pytest.fixture
+def model_folder(make_trainer: Callable[..., nnUNetTrainer]) -> Callable[..., Path]:
+    """Make the model folder of a trainer as it is before its first epoch."""
+
+    def make(trainer_class: type[nnUNetTrainer], stage: int = 2) -> Path:
+        trainer = make_trainer(trainer_class)
+        torch.manual_seed(0)
+        trainer.initialize()
+        if isinstance(trainer, nnUNetTrainerDINOMed3D):
+            trainer._begin_stage(stage)
+            stir_lora(trainer.module)
+        folder = Path(trainer.output_folder)
+        for name, content in (("plans", trainer.plans_manager.plans), ("dataset", trainer.dataset_json)):
+            (folder.parent / f"{name}.json").write_text(json.dumps(content))
+        trainer.save_checkpoint(str(folder / "checkpoint_final.pth"))
+        return folder.parent
+
+    return make
+
+
+@pytest.fixture
+def nano_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file of weights of the nano size, as if DINOv3 had that size."""
+    monkeypatch.setitem(VARIANTS, "nano", replace(VARIANTS["nano"], weights_name="vit_small_patch16_dinov3"))
+    shapes = build_dinomed3d("nano", 1, 2, (4, 32, 32)).pretrained_shapes()
+    torch.manual_seed(1)
+    file = tmp_path / "model.safetensors"
+    save_file({name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}, file)
+    return file
+
+
+def picture(trainer: str, wanted: list[int] | None = None) -> Figure:
+    model = load_model(DATASET, trainer, "nnUNetPlans", "3d_fullres", "0", "checkpoint_final.pth")
+    predictor = model.predictor
+    case = load_case(
+        "case_0", DATASET, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+    )
+    return look(model, case, wanted)
+
+
+def titles(figure: Figure) -> list[str]:
+    """Of the columns, in order, on one line."""
+    return [axis.get_title().replace("\n", " ").split(" channels")[0] for axis in figure.axes if axis.get_title()]
+
+
+def drawn(figure: Figure, title: str) -> np.ndarray:
+    """What lies on top in the first row of a column."""
+    axis = next(axis for axis in figure.axes if axis.get_title().replace("\n", " ").startswith(title))
+    return axis.get_images()[-1].get_array()
+
+
+# ---- the command ----
+
+
+def test_command(model_folder: Callable[..., Path], preprocessed: Path, tmp_path: Path, capsys) -> None:
+    model_folder(trainer_class(NANO))
+    out = tmp_path / "out"
+    assert main(["look", "case_1", "-d", "901", "-tr", NANO, "-o", str(out), "--slices", "2", "5"]) == 0
+    png = out / f"case_1__{NANO}.png"
+    assert str(png) in capsys.readouterr().out
+    first = png.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    assert len(first) > 20_000
+    assert main(["look", "case_1", "-d", "901", "-tr", NANO, "-o", str(out), "--slices", "2", "5"]) == 0
+    assert png.read_bytes() == first, "twice the same picture"
+
+
+def test_what_is_refused(
+    model_folder: Callable[..., Path], nano_weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    model_folder(trainer_class(NANO))
+    model_folder(nnUNetTrainer)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    raw = tmp_path / "case_0.nii.gz"
+    for words, message in (
+        (["case_0", "-tr", "nnUNetTrainer"], "nnUNetTrainer has no slab encoder"),
+        (["case_0", "-tr", "nnUNetTrainerDINOMed3D"], r"does not exist. Train nnUNetTrainerDINOMed3D first"),
+        (["case_0", "-tr", NANO, "-chk", "no.pth"], r"no.pth does not exist"),
+        (["case_7", "-tr", NANO], "There is no case 'case_7' .* but case_0, case_1"),
+        ([str(raw), "-tr", NANO], "ends with _0000.nii.gz"),
+        ([str(tmp_path / "case_0_0000.nii.gz"), "-tr", NANO], "case_0_0000.nii.gz does not exist"),
+        (["case_0", "-tr", NANO, "--slices", "99"], "--slices 99: .* slices, 0 to"),
+        (["case_0", "-tr", NANO], "could not be fetched .* set DINOMED3D_WEIGHTS="),
+    ):
+        assert main(["look", *words, "-d", "901", "-o", str(tmp_path / "out")]) == 1
+        with pytest.raises(AssertionError, match=message):
+            raise AssertionError(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- which columns ----
+
+
+def test_before_and_after_stage_1(
+    model_folder: Callable[..., Path], nano_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_folder(trainer_class(NANO))
+    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(nano_weights))
+    figure = picture(NANO)
+    assert titles(figure) == [
+        "image",
+        "truth",
+        "features before stage 1",
+        "features after stage 1",
+        "features after stage 2 (LoRA)",
+        "gate, mean of",
+        "prediction",
+    ]
+    features = [drawn(figure, f"features {when}") for when in ("before", "after stage 1", "after stage 2")]
+    assert all(picture.shape == (*drawn(figure, "image").shape, 3) for picture in features)
+    assert not any(np.allclose(a, b) for a, b in pairwise(features)), "each is its own"
+    assert "model.safetensors" in figure.get_suptitle()
+    assert len([axis for axis in figure.axes if axis.get_ylabel().startswith("slice")]) == 3
+
+
+def test_without_weights_there_is_no_before(
+    model_folder: Callable[..., Path], nano_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_folder(trainer_class(NANO))
+    monkeypatch.setenv("DINOMED3D_WEIGHTS", "random")
+    figure = picture(NANO)
+    assert "features before stage 1" not in titles(figure)
+    assert "random weights (DINOMED3D_WEIGHTS=random)" in figure.get_suptitle().replace("\n", " ")
+    monkeypatch.setitem(VARIANTS, "nano", replace(VARIANTS["nano"], weights_name=None))
+    figure = picture(NANO)
+    assert "features before stage 1" not in titles(figure)
+    assert "no DINOv3 weights of this size" in figure.get_suptitle().replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("part", "stage", "features", "why"),
+    [
+        (nnUNetTrainerDINOMed3D_noDetail, 2, ["after stage 1", "after stage 2 (LoRA)"], "no fusion: no detail stream"),
+        (nnUNetTrainerDINOMed3D_noStage1, 2, ["of the frozen encoder", "after stage 2 (LoRA)"], None),
+        (nnUNetTrainerDINOMed3D_frozen, 1, ["of the frozen encoder"], "no fusion: stage 1"),
+    ],
+)
+def test_columns_of_the_ablations(
+    part: type, stage: int, features: list[str], why: str | None, model_folder: Callable[..., Path]
+) -> None:
+    name = f"{NANO}_{part.__name__.rpartition('_')[2]}"
+    model_folder(trainer_class(name), stage)
+    figure = picture(name)
+    gate = [] if why else ["gate, mean of"]
+    assert titles(figure) == ["image", "truth", *(f"features {which}" for which in features), *gate, "prediction"]
+    assert (why or "") in figure.get_suptitle()
+
+
+# ---- what is in them ----
+
+
+def test_prediction_is_nnunets(model_folder: Callable[..., Path]) -> None:
+    model_folder(trainer_class(NANO))
+    figure = picture(NANO, [4])
+    model = load_model(DATASET, NANO, "nnUNetPlans", "3d_fullres", "0", "checkpoint_final.pth")
+    predictor = model.predictor
+    case = load_case(
+        "case_0", DATASET, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+    )
+    logits = predictor.predict_logits_from_preprocessed_data(case.image)
+    expected = np.asarray(predictor.label_manager.convert_logits_to_segmentation(logits))[4]
+    assert np.array_equal(~np.ma.getmaskarray(drawn(figure, "prediction")), expected > 0)
+    assert np.array_equal(drawn(figure, "image"), case.image[0, 4].numpy())
+
+
+def test_raw_image_is_the_preprocessed_case(model_folder: Callable[..., Path], nnunet_environment) -> None:
+    model_folder(trainer_class(NANO))
+    model = load_model(DATASET, NANO, "nnUNetPlans", "3d_fullres", "0", "checkpoint_final.pth")
+    predictor = model.predictor
+    rest = (DATASET, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json)
+    raw = Path(nnunet_environment["nnUNet_raw"]) / DATASET / "imagesTr" / "case_0_0000.nii.gz"
+    found, expected = load_case(str(raw), *rest), load_case("case_0", *rest)
+    assert found.name == expected.name
+    torch.testing.assert_close(found.image, expected.image)
+    assert np.array_equal(found.truth, expected.truth)
+
+
+@pytest.mark.parametrize("shape", [(5, 40, 70), (3, 20, 70), (9, 32, 32)])
+def test_windows_cover_a_slice(shape: tuple[int, int, int]) -> None:
+    volume = torch.randn(1, *shape)
+    windows = Windows(volume, (4, 32, 32))
+    for index in (0, shape[0] // 2, shape[0] - 1):
+        patches, place = windows.patches(index)
+        assert all(patch.shape == (1, 1, 4, 32, 32) for patch in patches)
+        assert torch.equal(windows.join([patch[0, :, place] for patch in patches]), volume[:, index])
+        slabs = windows.slabs(index, 3)
+        assert all(slab.shape == (1, 1, 3, 32, 32) for slab in slabs)
+        assert torch.equal(windows.join([slab[0, :, 1] for slab in slabs]), volume[:, index])
+        if index == 0:
+            assert all(slab[0, :, 0].abs().max() == 0 for slab in slabs), "zero slices are outside"
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_features_are_the_encoders(network: DINOMed3D, lora: bool) -> None:
+    """Of a volume of the patch's size, as the encoder gives them in one go, its boundary slices included."""
+    volume = torch.randn(1, 4, 32, 32)
+    windows = Windows(volume, (4, 32, 32))
+    found = encoder_features(network, windows, [0, 2, 3], lora)
+    assert (network.stage, network.training) == (2, True), "the network is as it was"
+    network.eval()
+    network.set_stage(2 if lora else 1)
+    seen = []
+    network.encoder.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        network(volume[None])
+    for parts, index in zip(found, [0, 2, 3], strict=True):
+        torch.testing.assert_close(parts[0], seen[0][-1][0, :, index], rtol=1e-4, atol=1e-4)
+
+
+def test_gate_is_the_fusions(network: DINOMed3D) -> None:
+    network.eval()
+    with torch.no_grad():
+        network.fusion.gate.weight.zero_()
+        network.fusion.gate.bias.fill_(1.0)
+    windows = Windows(torch.randn(1, 5, 40, 36), (4, 32, 32))
+    gates = fusion_gate(network, windows, [0, 4])
+    for gate in gates:
+        torch.testing.assert_close(gate, torch.full((40, 36), torch.sigmoid(torch.tensor(1.0)).item()))
+    with torch.no_grad():
+        torch.nn.init.normal_(network.fusion.gate.weight)
+    assert fusion_gate(network, windows, [0])[0].std() > 1e-3
+
+
+def test_principal_components() -> None:
+    """Of points along known directions; the sign does not depend on the solver's mood."""
+    torch.manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(8, 8)).Q[:, :3]
+    tokens = torch.randn(500, 3) * torch.tensor([9.0, 3.0, 1.0]) @ directions.T + 5
+    axes = principal_components(tokens)
+    assert (axes * directions).sum(dim=0).abs() == pytest.approx(torch.ones(3), abs=0.05)
+    assert (axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)) > 0).all()
+    torch.testing.assert_close(principal_components(tokens.flip(0)), axes, rtol=1e-3, atol=1e-3)
+
+
+def test_colours_tell_regions_apart() -> None:
+    """Tokens of two kinds get two colours, at the place of their voxels."""
+    windows = Windows(torch.zeros(1, 1, 32, 64), (1, 32, 64))
+    part = torch.zeros(8, 2, 4)
+    part[:, :, 2:] = torch.arange(8.0)[:, None, None]
+    (colours,) = feature_colours([[part + 1e-3 * torch.randn(part.shape)]], windows, 16)
+    assert colours.shape == (32, 64, 3)
+    assert (colours[:, :32, 0].mean() - colours[:, 32:, 0].mean()).abs() > 0.9
+
+
+def test_slices_are_chosen_where_labels_are() -> None:
+    labels = np.zeros((20, 4, 4), int)
+    labels[5:14, 1, 1] = 1
+    assert choose_slices(None, labels) == [6, 9, 12]
+    assert choose_slices(None, np.zeros((2, 4, 4))) == [0, 1]
+    assert choose_slices([19, 0], labels) == [19, 0]
+    with pytest.raises(ValueError, match="--slices 20"):
+        choose_slices([20], labels)
+
+
+def test_names_of_regions() -> None:
+    assert label_names({"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}) == {
+        1: "whole",
+        2: "whole + core",
+        3: "ignore",
+    }
