@@ -1,0 +1,85 @@
+"""``python -m benchmarks``: the costs of the network as Markdown tables."""
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from benchmarks import tables
+from nnunetv2_dinomed3d.evaluation.document import Block, Grid, Heading, Paragraph, to_markdown
+from nnunetv2_dinomed3d.network_architecture.network import VARIANTS
+
+TIMED = ("nano", "small")
+"""The variants that two CPU cores run in reasonable time; of the others only FLOPs and bytes are counted."""
+
+TARGET = "small"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["nano", "small", "base", "large"])
+    parser.add_argument("--patch", nargs=3, type=int, default=(16, 128, 128), metavar=("D", "H", "W"))
+    parser.add_argument("--scale", type=int, choices=(1, 2, 4), default=1, help="in-plane scale S, the same for all")
+    parser.add_argument("--rounds", type=int, default=2, help="timings of which the median is taken")
+    parser.add_argument("--quick", action="store_true", help="count only, no timing")
+    return parser.parse_args()
+
+
+def _print(*blocks: Block) -> None:
+    print(to_markdown(list(blocks), Path()), flush=True)
+
+
+def main() -> None:
+    """Print every table as soon as it is there."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    arguments = _arguments()
+    patch, rounds = tuple(arguments.patch), 0 if arguments.quick else arguments.rounds
+    _print(
+        Heading("Costs", 1),
+        Paragraph(
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, float32 on the "
+            f"CPU; in-plane scale S = {arguments.scale}. Stage 1: {tables.SLABS} slabs of 3 x {patch[1]} x {patch[2]}; "
+            f"stage 2: 1 x 1 x {patch[0]} x {patch[1]} x {patch[2]}. A step is a forward and a backward pass. Times "
+            f"are medians of {rounds}, taken in turns; saved bytes are those that the forward pass leaves for the "
+            "backward pass. Differences are relative to the largest value: of outputs in float32, of the worst "
+            "gradient in float64, on half the extent in plane."
+        ),
+    )
+    timed_target, counted_target = None, None
+    _print(Heading("Variants and stages"))
+    for variant in dict.fromkeys([*arguments.variants, TARGET]):
+        rows = []
+        for stage in (1, 2):
+            setting = tables.Setting(variant, stage, arguments.scale, patch)
+            counted = tables.counts(setting)
+            timed = tables.times(setting, rounds) if rounds and variant in TIMED else None
+            rows += tables.cost_rows(setting, counted, timed)
+            if (variant, stage) == (TARGET, 2):
+                timed_target, counted_target = timed and timed[0], counted
+        _print(Grid(tables.COST_COLUMNS, rows))
+    assert counted_target is not None
+
+    target = tables.Setting(TARGET, 2, arguments.scale, patch)
+    _print(Heading(f"Where the FLOPs are ({TARGET}, stage 2)"), tables.part_grid(target))
+
+    depths = tables.depths(TARGET, arguments.scale, min(rounds, 1))
+    side = tables.DEPTHS_SIDE
+    title = f"Against the number of slices ({TARGET}, stage 2, {side} x {side}, checkpointed)"
+    _print(Heading(title), tables.depth_grid(depths))
+
+    case = tables.case_seconds(target, min(rounds, 1)) if rounds else None
+    if case:
+        rows = [["plain", f"{case[0]:.1f}"], ["ours, LoRA merged", f"{case[1]:.1f}"]]
+        title = f"A case of {tables.CASE_DEPTH} slices through nnU-Net's predictor ({TARGET})"
+        _print(Heading(title), Grid(["network", "seconds"], rows))
+
+    released = tables.released_step(target)
+    targets = tables.targets(released, counted_target, timed_target, case, depths)
+    _print(Heading(f"Targets ({TARGET}, stage 2)"), tables.target_grid(targets))
+
+
+if __name__ == "__main__":
+    main()

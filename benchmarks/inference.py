@@ -1,0 +1,39 @@
+"""Prediction of a whole case by nnU-Net's own predictor."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from benchmarks.measure import Call
+from benchmarks.networks import CLASSES, Size
+from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
+
+
+def case_prediction(network: DINOMed3D, patch: Size, case: torch.Tensor, merged: bool) -> Call:
+    """Sliding windows at nnU-Net's overlap of half a patch, without mirroring.
+
+    Args:
+        network: in stage 2.
+        patch: of the windows.
+        case: ``(C, D, H, W)``.
+        merged: whether LoRA is merged meanwhile, as the trainer does for its validation.
+    """
+    predictor = nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    plans: dict[str, Any] = {"configurations": {"3d_fullres": {"patch_size": list(patch), "architecture": {}}}}
+    manager = PlansManager(plans)
+    dataset = {"labels": {f"label_{i}" if i else "background": i for i in range(CLASSES)}}
+    configuration = manager.get_configuration("3d_fullres")
+    predictor.manual_initialization(network, manager, configuration, None, dataset, "", None)
+
+    def predict() -> None:
+        context: AbstractContextManager[None] = network.merged_lora() if merged else nullcontext()
+        with context:
+            logits = predictor.predict_sliding_window_return_logits(case)
+        assert logits.shape == (CLASSES, *case.shape[1:])
+
+    return predict
