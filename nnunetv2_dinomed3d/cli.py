@@ -91,6 +91,13 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_convert)
 
+    command = commands.add_parser("plan", help="make plans with patch and batch for this network and a GPU's memory")
+    if "plan" in words:
+        from nnunetv2_dinomed3d.planning import plan
+
+        plan.add_arguments(command)
+        command.set_defaults(run=plan.run_plan)
+
     command = commands.add_parser("compare", help="compare trainings, or folders of predictions: numbers and pictures")
     if "compare" in words:
         from nnunetv2_dinomed3d.evaluation import compare

@@ -28,6 +28,7 @@ from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_d
 from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
 from nnunetv2_dinomed3d.network_architecture.network import Proxy, has_bfloat16
 from nnunetv2_dinomed3d.trainers.checks import check_cases, check_environment, check_mirroring
+from nnunetv2_dinomed3d.trainers.memory import TrainingMemory, memory_warning, visible_gpu_memory
 from nnunetv2_dinomed3d.trainers.progress import StagedLogger
 from nnunetv2_dinomed3d.trainers.reuse import leaked_cases, require_one_start
 from nnunetv2_dinomed3d.trainers.robust import RobustTrainer, read_own_checkpoint
@@ -340,6 +341,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         check_environment()
         if not self.was_initialized:
             self.initialize()
+        self._check_memory()
         self._start()  # what is wrong with the weights is told before minutes of reading cases
         if self._resumed:
             self._save_missed_best()
@@ -367,6 +369,15 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
         training, validation = self.get_tr_and_val_datasets()
         for warning in check_cases(training, validation, labels):
+            self.print_to_log_file(f"WARNING: {warning}")
+
+    def _check_memory(self) -> None:
+        available = visible_gpu_memory() if self.device.type == "cuda" and self.local_rank == 0 else None
+        if available is None or self.is_ddp:  # the estimate is of one GPU
+            return
+        memory = TrainingMemory(type(self), self.plans_manager.plans, self.configuration_name, self.dataset_json)
+        warning = memory_warning(memory, available)
+        if warning:
             self.print_to_log_file(f"WARNING: {warning}")
 
     def _start(self) -> None:

@@ -1,0 +1,1 @@
+"""Plans for this network on the data that nnU-Net has preprocessed."""
