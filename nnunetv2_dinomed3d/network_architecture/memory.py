@@ -178,11 +178,10 @@ def training_step_memory(
 ) -> Memory:
     """Memory of one training step (forward, loss, backward, AdamW) that is not the first.
 
-    On CUDA the computation is in bfloat16, unless the network takes no mixed precision, and the ViT is checkpointed, as
-    in the trainers.
+    On CUDA the computation is in bfloat16, unless the network takes no mixed precision.
 
     Args:
-        build: makes the network as the trainer does; it is called with the meta device as default.
+        build: makes the network, and switches its checkpointing of activations; called with meta as default device.
         stage: 1 or 2.
         batch_shape: ``(b, C, d, h, w)``; in stage 1 these are bare slabs, and d is K.
         device_type: where the training would run.
@@ -194,7 +193,6 @@ def training_step_memory(
     autocast = _CudaAutocast(enabled=on_cuda and network.mixed_precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
-        network.checkpoint_vit(on_cuda)
         network.train()
         network.set_stage(stage, bare_slabs=stage == 1)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.network_architecture.memory import Memory, training_step_memory
 from nnunetv2_dinomed3d.network_architecture.patch import PatchSize, choose
 
@@ -70,13 +71,16 @@ class TrainingMemory:
         key = (stage, *batch_shape, *patch_size)  # the depth of a patch has a part in the in-plane scale
         if key not in self._known:
             configuration = ConfigurationManager({**self.configuration.configuration, "patch_size": list(patch_size)})
-            self._known[key] = training_step_memory(
-                lambda: self.trainer.build_network_architecture(
+
+            def build() -> DINOMed3D:
+                network = self.trainer.build_network_architecture(
                     self.plans_manager, configuration, self.in_channels, self.heads, False
-                ),
-                stage,
-                batch_shape,
-            )
+                )
+                network = cast(DINOMed3D, network)
+                network.checkpoint_vit(True)  # as the trainer does on CUDA
+                return network
+
+            self._known[key] = training_step_memory(build, stage, batch_shape)
         return self._known[key]
 
     def choose(self, budget: int) -> Choice:
