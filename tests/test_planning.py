@@ -74,7 +74,7 @@ def check_estimate(
     def build() -> DINOMed3D:
         network = build_dinomed3d(trainer.variant, 1, 2, patch)
         network.checkpoint_vit(checkpoint)
-        return network
+        return network.to(memory_format=torch.channels_last_3d)  # as the trainer does on the CPU
 
     estimate = training_step_memory(build, stage, shape, "cpu").total
     truth = measured(instance, shape)
@@ -98,7 +98,7 @@ class PlansWith:
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize(("patch", "batch"), [((8, 64, 64), 1), ((5, 40, 56), 2)])
+@pytest.mark.parametrize(("patch", "batch"), [((8, 48, 64), 2), ((5, 40, 56), 3)])
 def test_estimate_is_what_training_takes(
     make_trainer: Callable, stage: int, patch: tuple[int, int, int], batch: int, checkpoint: bool
 ) -> None:
@@ -108,7 +108,7 @@ def test_estimate_is_what_training_takes(
 @pytest.mark.long
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [2, 3])
 @pytest.mark.parametrize("patch", [(8, 64, 64), (16, 64, 64), (16, 96, 96), (8, 160, 144)])
 @pytest.mark.parametrize("trainer", [nnUNetTrainerQuick, nnUNetTrainerSmall])
 def test_estimate_over_a_grid(
@@ -120,6 +120,6 @@ def test_estimate_over_a_grid(
     stage: int,
     checkpoint: bool,
 ) -> None:
-    if stage == 1 and batch == 2:
+    if stage == 1 and batch == 3:
         pytest.skip("stage 1 has slabs")
     check_estimate(make_trainer, trainer, stage, patch, batch, checkpoint)

@@ -20,7 +20,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
 
 CUDA_RESERVE = 10**9
-"""Bytes that a process on a GPU takes beside its tensors: CUDA's context and cuDNN's workspace. An assumption."""
+"""Bytes that a process on a GPU takes beside its tensors: CUDA's context, its libraries. An assumption."""
+
+CONVOLUTION_WORKSPACE = {torch.ops.aten.convolution.default: 1, torch.ops.aten.convolution_backward.default: 3}
+"""What convolutions take for a moment, in bytes of their operands (copies in another layout, scratch): oneDNN's as
+measured on the CPU, cuDNN's by assumption."""
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -77,6 +81,9 @@ class _Storages(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.of(leaf)
+        if func in CONVOLUTION_WORKSPACE:
+            operands = sum(leaf.nbytes for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+            self._use_for_a_moment(CONVOLUTION_WORKSPACE[func] * operands)
         return result
 
     def of(self, tensor: Tensor) -> _Storage:
@@ -90,6 +97,10 @@ class _Storages(TorchDispatchMode):
             self._alive[key] = entry
             weakref.finalize(storage, self._died, key)
         return self._alive[key]
+
+    def _use_for_a_moment(self, nbytes: int) -> None:
+        self.events += 2
+        self.all.append(_Storage(nbytes, self.events - 1, self.events))
 
     def _died(self, key: int) -> None:
         self.events += 1
