@@ -1,10 +1,12 @@
 """dinomed3d plan: the estimate of memory against measured bytes, the choice, and the plans that are written."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -27,6 +29,7 @@ from nnunetv2_dinomed3d.trainers.memory import GB, TrainingMemory, memory_warnin
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.variants.names import trainer_class
 from tests.conftest import DATASET
+from tests.test_features_helpers import brief_trainers
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
 
 SLABS = 4
@@ -63,8 +66,11 @@ def measured(trainer: nnUNetTrainerDINOMed3D, shape: tuple[int, ...]) -> int:
 def check_estimate(
     make_trainer: Callable, trainer: type, stage: int, patch: tuple[int, int, int], batch: int, checkpoint: bool
 ) -> None:
-    plans = PlansWith(patch, batch)
-    instance = make_trainer(plans(trainer))
+    def with_patch(plans: dict, configuration: str, *rest: object) -> nnUNetTrainerDINOMed3D:
+        plans["configurations"][configuration].update(patch_size=list(patch), batch_size=batch)
+        return trainer(plans, configuration, *rest)
+
+    instance = make_trainer(with_patch)
     instance.initialize()
     instance._begin_stage(stage)
     instance.module.checkpoint_vit(checkpoint)
@@ -78,22 +84,9 @@ def check_estimate(
 
     estimate = training_step_memory(build, stage, shape, "cpu").total
     truth = measured(instance, shape)
-    print(f"{trainer.variant} stage {stage} {shape} checkpoint {checkpoint}: {estimate / truth:.3f} of {truth / 1e6:.0f}")
+    what = f"{trainer.variant} stage {stage} {shape} checkpoint {checkpoint}"
+    print(f"{what}: estimate / measured {estimate / truth:.3f} of {truth / 1e6:.0f} MB")  # shown with pytest -rP
     assert estimate == pytest.approx(truth, rel=0.15)
-
-
-class PlansWith:
-    """Trainers of a class on plans with another patch and batch."""
-
-    def __init__(self, patch: tuple[int, int, int], batch: int) -> None:
-        self.change = {"patch_size": list(patch), "batch_size": batch}
-
-    def __call__(self, trainer: type) -> Callable:
-        def make(plans: dict, configuration: str, *rest: object) -> nnUNetTrainerDINOMed3D:
-            plans["configurations"][configuration].update(self.change)
-            return trainer(plans, configuration, *rest)
-
-        return make
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -113,7 +106,6 @@ def test_estimate_is_what_training_takes(
 @pytest.mark.parametrize("trainer", [nnUNetTrainerQuick, nnUNetTrainerSmall])
 def test_estimate_over_a_grid(
     make_trainer: Callable,
-    monkeypatch: pytest.MonkeyPatch,
     trainer: type,
     patch: tuple[int, int, int],
     batch: int,
@@ -123,3 +115,262 @@ def test_estimate_over_a_grid(
     if stage == 1 and batch == 3:
         pytest.skip("stage 1 has slabs")
     check_estimate(make_trainer, trainer, stage, patch, batch, checkpoint)
+
+
+def kept_by_forward(device: str, stage: int, autocast: Callable[[], AbstractContextManager]) -> int:
+    """Bytes that a forward pass on fake tensors leaves behind; PyTorch believes that there is a GPU."""
+    gpu = mock.patch.multiple(torch.cuda, is_available=lambda: True, is_bf16_supported=lambda **_: True)
+    with torch.device("meta"):
+        network = build_dinomed3d("nano", 1, 3, (8, 96, 80))
+    network.checkpoint_vit(True)
+    storages = _Storages()
+    with FakeTensorMode(allow_non_fake_inputs=True), gpu:  # in this order: the mode makes do without a GPU
+        network.to_empty(device=device).train()
+        network.set_stage(stage, bare_slabs=stage == 1)
+        volume = torch.empty(2, 1, 3 if stage == 1 else 8, 96, 80, device=device)
+        with storages, autocast():
+            logits = network(volume)
+            kept = sum(storage.nbytes for storage in storages.all if storage.is_alive(storages.events))
+    assert logits.dtype == torch.float32
+    return kept
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_types_are_those_of_cuda_autocast(stage: int) -> None:
+    """PyTorch's own, which on fake tensors runs a forward pass without a GPU."""
+    truth = kept_by_forward("cuda", stage, lambda: torch.autocast("cuda", torch.bfloat16))
+    assert kept_by_forward("cpu", stage, lambda: _CudaAutocast(True)) == pytest.approx(truth, rel=1e-3)
+    assert kept_by_forward("cpu", stage, lambda: _CudaAutocast(False)) > 1.2 * truth
+
+
+def test_estimate_names_every_part() -> None:
+    def build() -> DINOMed3D:
+        return build_dinomed3d("nano", 1, 2, (4, 16, 16))
+
+    network = build()
+    network.set_stage(1)
+    trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    memory = training_step_memory(build, 1, (2, 1, 3, 16, 16))  # so small that AdamW's step takes most
+    assert memory.gradients == trained
+    assert 2 * trained <= memory.optimiser < 2.01 * trained
+    assert memory.weights == sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
+    assert memory.workspace > CUDA_RESERVE
+
+
+@pytest.mark.parametrize("median", [(36, 50, 35), (24.0, 256.0, 254.0), (120, 512, 512), (300, 900, 640), (1, 70, 333)])
+def test_candidates(median: tuple[float, ...]) -> None:
+    lists = candidates(median)
+    assert all(lists)
+    for patches in lists:
+        scale = in_plane_scale(patches[0])
+        step = PATCH // scale
+        assert {in_plane_scale(patch) for patch in patches} == {scale}
+        assert patches == sorted(set(patches), reverse=True)
+        for depth, height, width in patches:
+            assert depth == min(CLIP_DEPTH, median[0])
+            assert height % step == width % step == 0
+            assert max(height, width) <= 512
+            assert height < median[1] + step
+            assert width < median[2] + step
+            assert max(height, width) >= min(64, *median[1:])
+            assert abs(height - width * median[1] / median[2]) < 2 * step or max(median[1:]) > 512
+    largest = lists[0][0]
+    assert all(side >= min(512, wanted) for side, wanted in zip(largest[1:], median[1:], strict=True))
+
+
+def voxels(patch: tuple[int, int, int], batch: int) -> int:
+    return batch * patch[0] * patch[1] * patch[2]
+
+
+@pytest.mark.parametrize(
+    ("budget", "patch", "batch"),
+    [
+        (voxels((16, 512, 512), 2), (16, 512, 512), 2),
+        (voxels((16, 512, 512), 2) - 1, (16, 496, 496), 2),
+        (voxels((16, 512, 512), 5) - 1, (16, 512, 512), 4),
+        (voxels((16, 512, 512), 500), (16, 512, 512), 6),
+        (voxels((16, 100, 100), 2), (16, 100, 100), 2),
+    ],
+)
+def test_choice(budget: int, patch: tuple[int, int, int], batch: int) -> None:
+    assert choose((90, 512, 512), lambda patch: 6, budget, voxels) == (patch, batch)
+
+
+def test_few_estimates_are_made() -> None:
+    asked = set()
+
+    def cost(patch: tuple[int, int, int], batch: int) -> int:
+        asked.add((patch, batch))
+        return voxels(patch, batch)
+
+    choose((90, 512, 512), lambda patch: 9, voxels((16, 400, 400), 2), cost)
+    assert len(asked) < 15
+
+
+def test_nothing_fits() -> None:
+    with pytest.raises(ValueError, match=r"smallest patch, \[16, 64, 64\] with batch 2, fits 0.0 GB: it needs 0.0 GB"):
+        choose((90, 512, 512), lambda patch: 9, 1000, voxels)
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def planned(preprocessed: Path) -> Iterator[Path]:
+    """The small data set's folder; plans that a test adds are removed."""
+    before = set(preprocessed.iterdir())
+    yield preprocessed
+    for file in set(preprocessed.iterdir()) - before:
+        file.unlink()
+
+
+def test_plans_differ_in_patch_and_batch_alone(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-d", "901", "-gpu_memory_target", "3", "-tr", "nnUNetTrainerDINOMed3D_nano"]) == 0
+    stock, ours = read(planned, "nnUNetPlans"), read(planned, PLANS_NAME)
+    assert list(ours["configurations"]) == ["3d_fullres"]
+    theirs, mine = stock["configurations"]["3d_fullres"], ours["configurations"]["3d_fullres"]
+    assert mine["patch_size"] == [9, 32, 28]
+    assert mine["batch_size"] == 2
+    assert {k: v for k, v in mine.items() if k not in ("patch_size", "batch_size")} == {
+        k: v for k, v in theirs.items() if k not in ("patch_size", "batch_size")
+    }
+    assert ours.pop("dinomed3d") == {
+        "based_on": "nnUNetPlans",
+        "trainer": "nnUNetTrainerDINOMed3D_nano",
+        "gpu_memory_target_in_gb": 3.0,
+    }
+    assert ours["plans_name"] == PLANS_NAME
+    changed = {"configurations", "plans_name", "experiment_planner_used"}
+    assert {k: v for k, v in ours.items() if k not in changed} == {k: v for k, v in stock.items() if k not in changed}
+    output = capsys.readouterr().out
+    header, stage1, stage2 = output[output.index("configuration ") :].splitlines()[:3]
+    assert [word for word in header.split() if word in ("weights", "gradients", "optimiser", "activations")]
+    assert stage1.split()[:5] == ["3d_fullres", "9x32x28", "4", "slabs", "1"]
+    assert stage2.split()[:5] == ["3d_fullres", "9x32x28", "4", "2", "2"]
+    assert stage1.split()[-1] == stage2.split()[-1] == "yes"
+
+
+def test_every_3d_configuration_is_planned(planned: Path) -> None:
+    plans = read(planned, "nnUNetPlans")
+    plans["configurations"]["3d_lowres"] = {
+        "inherits_from": "3d_fullres",
+        "data_identifier": "low",
+        "median_image_size_in_voxels": [5, 20, 18],
+        "next_stage": "3d_cascade_fullres",
+    }
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans["plans_name"] = "cascadePlans"
+    (planned / "cascadePlans.json").write_text(json.dumps(plans))
+    arguments = ["plan", "-d", DATASET, "-p", "cascadePlans", "-gpu_memory_target", "3"]
+    assert main([*arguments, "-tr", "nnUNetTrainerDINOMed3D_nano"]) == 0
+    configurations = read(planned, PLANS_NAME)["configurations"]
+    assert configurations["3d_lowres"]["patch_size"] == [5, 20, 20]
+    assert configurations["3d_lowres"]["data_identifier"] == "low"
+    assert configurations["3d_cascade_fullres"] == {
+        "inherits_from": "3d_fullres",
+        "previous_stage": "3d_lowres",
+        "patch_size": configurations["3d_fullres"]["patch_size"],
+        "batch_size": configurations["3d_fullres"]["batch_size"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-d", "902"], "No data set '902'"),
+        (["-d", "901", "-p", "otherPlans"], "otherPlans.json does not exist.*nnUNetv2_plan_and_preprocess"),
+        (["-d", "901", "-gpu_memory_target", "0"], "-gpu_memory_target is 0.0"),
+        (["-d", "901", "-gpu_memory_target", "1"], "Not even the smallest patch, .* fits 1.0 GB"),
+        (["-d", "901", "-tr", "nnUNetTrainer"], "There is no trainer 'nnUNetTrainer'"),
+        (["-d", "901", "-p", "flatPlans"], "flatPlans of Dataset901_Test has only 2D configurations \\(2d\\)"),
+    ],
+)
+def test_mistakes(planned: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    plans = read(planned, "nnUNetPlans")
+    plans |= {"plans_name": "flatPlans", "configurations": {"2d": plans["configurations"]["2d"]}}
+    (planned / "flatPlans.json").write_text(json.dumps(plans))
+    trainer = [] if "-tr" in arguments else ["-tr", "nnUNetTrainerDINOMed3D_nano"]
+    assert main(["plan", *arguments, *trainer]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (planned / f"{PLANS_NAME}.json").exists()
+
+
+def training_memory(folder: Path, patch: list[int]) -> TrainingMemory:
+    plans = read(folder, "nnUNetPlans")
+    plans["configurations"]["3d_fullres"].update(patch_size=patch, median_image_size_in_voxels=[90, 512, 512])
+    trainer = trainer_class("nnUNetTrainerDINOMed3D_nano")
+    return TrainingMemory(trainer, plans, "3d_fullres", read(folder, "dataset"))
+
+
+def test_a_patch_that_does_not_fit_is_warned_of(preprocessed: Path) -> None:
+    memory = training_memory(preprocessed, [64, 256, 256])
+    needed = max(stage.total for stage in memory.of([64, 256, 256], 2).values())
+    assert memory_warning(memory, needed) is None
+    available = needed // 2
+    warning = memory_warning(memory, available)
+    assert warning is not None
+    assert f"Patch [64, 256, 256] with batch 2 takes about {needed / GB:.1f} GB in stage 2" in warning
+    choice = memory.choose(available)
+    assert f"patch {list(choice.patch_size)} and batch {choice.batch_size} would fit" in warning
+    assert max(stage.total for stage in choice.memory.values()) <= available
+    assert "dinomed3d plan -d Dataset901_Test" in warning
+    assert "Not even the smallest patch" in str(memory_warning(memory, CUDA_RESERVE))
+
+
+def test_the_log_has_the_warning(
+    make_trainer: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer_module, "visible_gpu_memory", lambda: CUDA_RESERVE)
+    trainer = make_trainer(nnUNetTrainerQuick)
+    trainer._check_memory()
+    assert "WARNING" not in capsys.readouterr().out  # there is no such limit on a CPU
+    trainer.device = torch.device("cuda")
+    trainer._check_memory()
+    assert "WARNING: Patch" in capsys.readouterr().out
+
+
+def files(folder: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+def train_both(run: Callable[..., str], environment: dict[str, str], tmp_path: Path, dataset: str, fold: str) -> None:
+    """Ours on the plans that ``dinomed3d plan`` writes, and stock nnU-Net on its own, from the same files."""
+    preprocessed = Path(environment["nnUNet_preprocessed"]) / dataset
+    data = files(preprocessed / "nnUNetPlans_3d_fullres")
+    print(run("dinomed3d", "plan", "-d", dataset, "-tr", "nnUNetTrainerDINOMed3D_nano"))
+    arguments = ("nnUNetv2_train", dataset, "3d_fullres", fold, "-device", "cpu")
+    with brief_trainers(tmp_path):
+        run(*arguments, "-tr", "nnUNetTrainerBrief", "-p", PLANS_NAME)
+        run(*arguments, "-tr", "nnUNetTrainerBriefStock")
+    assert data
+    assert files(preprocessed / "nnUNetPlans_3d_fullres") == data
+    assert [folder.name for folder in preprocessed.glob("*_3d_fullres")] == ["nnUNetPlans_3d_fullres"]
+    for trainer, plans in (("nnUNetTrainerBrief", PLANS_NAME), ("nnUNetTrainerBriefStock", "nnUNetPlans")):
+        folder = Path(environment["nnUNet_results"]) / dataset / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}"
+        assert (folder / "checkpoint_final.pth").is_file()
+        assert (folder / "validation" / "summary.json").is_file()
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("planned")
+def test_both_networks_train_on_the_same_files(
+    run: Callable[..., str], nnunet_environment: dict[str, str], tmp_path: Path
+) -> None:
+    train_both(run, nnunet_environment, tmp_path, DATASET, "3")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("dataset", "fold"), [("Dataset004_Hippocampus", "0"), ("Dataset005_BrainTumour2", "all")])
+def test_both_networks_train_on_real_data(
+    run: Callable[..., str],
+    nnunet_environment: dict[str, str],
+    shared: Path,
+    tmp_path: Path,
+    dataset: str,
+    fold: str,
+) -> None:
+    raw = Path(nnunet_environment["nnUNet_raw"]) / dataset
+    shutil.copytree(shared / "data" / dataset, raw)
+    run("nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", "3d_fullres", nnUNet_n_proc_DA="1")
+    train_both(run, nnunet_environment, tmp_path, dataset, fold)
