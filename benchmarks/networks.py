@@ -47,7 +47,7 @@ def build(network_class: type[Network], variant: str, scale: int, **options: Any
 
 def checkpointed(network: Network, enable: bool) -> Network:
     """The network, with activations recomputed in the backward pass or kept."""
-    network.checkpoint_vit(enable)
+    network.checkpoint_activations(enable)
     return network
 
 

@@ -193,6 +193,18 @@ def test_merged_lora_predicts_the_same_and_leaves_no_trace() -> None:
     assert torch.equal(network(x), plain)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_lora_is_merged_whenever_there_are_no_gradients(gradients: bool) -> None:
+    network = tiny().eval()
+    merged = []
+    layer = network.encoder.lora_layers()[0]
+    layer.register_forward_hook(lambda *_: merged.append(layer.merged))
+    with torch.set_grad_enabled(gradients):
+        network(torch.randn(1, 1, 2, 16, 16))
+    assert merged == [not gradients]
+    assert not layer.merged
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_checkpointed_vit_gives_the_same_gradients(stage: int) -> None:
     x = torch.randn(1, 1, 4, 32, 32)
@@ -200,7 +212,7 @@ def test_checkpointed_vit_gives_the_same_gradients(stage: int) -> None:
     for checkpointed in (False, True):
         network = tiny().eval()  # no dropout
         network.set_stage(stage)
-        network.checkpoint_vit(checkpointed)
+        network.checkpoint_activations(checkpointed)
         network.train()
         for layer in network.encoder.lora_layers():
             layer.lora_dropout.eval()

@@ -73,13 +73,13 @@ def check_estimate(
     instance = make_trainer(with_patch)
     instance.initialize()
     instance._begin_stage(stage)
-    instance.module.checkpoint_vit(checkpoint)
+    instance.module.checkpoint_activations(checkpoint)
     instance.network.train()
     shape = (SLABS, 1, 3, *patch[1:]) if stage == 1 else (batch, 1, *patch)
 
     def build() -> DINOMed3D:
         network = build_dinomed3d(trainer.variant, 1, 2, patch)
-        network.checkpoint_vit(checkpoint)
+        network.checkpoint_activations(checkpoint)
         return network.to(memory_format=torch.channels_last_3d)  # as the trainer does on the CPU
 
     estimate = training_step_memory(build, stage, shape, "cpu").total
@@ -122,7 +122,7 @@ def kept_by_forward(device: str, stage: int, autocast: Callable[[], AbstractCont
     gpu = mock.patch.multiple(torch.cuda, is_available=lambda: True, is_bf16_supported=lambda **_: True)
     with torch.device("meta"):
         network = build_dinomed3d("nano", 1, 3, (8, 96, 80))
-    network.checkpoint_vit(True)
+    network.checkpoint_activations(True)
     storages = _Storages()
     with FakeTensorMode(allow_non_fake_inputs=True), gpu:  # in this order: the mode makes do without a GPU
         network.to_empty(device=device).train()

@@ -1,19 +1,15 @@
 """UPerNet in 3D and the refinement that brings its result to full resolution (DINO-Med3D, stage 2)."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d, group_norm
+from nnunetv2_dinomed3d.network_architecture.upsampled import joint_conv, resize
 
 POOL_SCALES = (1, 2, 3, 6)
-
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` on the grid ``(d, h, w)`` of ``like``, trilinearly."""
-    if x.shape[2:] == like.shape[2:]:
-        return x
-    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
 
 
 def _conv_norm_act(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
@@ -49,13 +45,17 @@ class UPerNet3D(nn.Module):
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Maps ``(b, channels, d_i, h_i, w_i)``, fine to coarse, to one on the finest grid."""
         coarsest = levels[-1]
-        pooled = [_resize(pool(coarsest), coarsest) for pool in self.pools]
+        pooled = [resize(pool(coarsest), coarsest.shape[2:]) for pool in self.pools]
         outputs = [self.bottleneck(torch.cat([coarsest, *pooled], dim=1))]
         for i in reversed(range(len(levels) - 1)):
             lateral = self.laterals[i](levels[i])
-            outputs.insert(0, self.smooth[i](lateral + _resize(outputs[0], lateral)))
-        finest = outputs[0]
-        return self.fusion(torch.cat([_resize(output, finest) for output in outputs], dim=1))
+            outputs.insert(0, self.smooth[i](lateral + resize(outputs[0], lateral.shape[2:])))
+        conv_norm_act, dropout = self.fusion
+        convolution, *rest = cast(nn.Sequential, conv_norm_act)
+        x = joint_conv(outputs, cast(nn.Conv3d, convolution), outputs[0].shape[2:])
+        for layer in (*rest, dropout):
+            x = layer(x)
+        return x
 
 
 class UPerNetDecoder(nn.Module):
@@ -99,7 +99,11 @@ class RefinementBlock(nn.Module):
 
     def forward(self, x: Tensor, detail: Tensor) -> Tensor:
         """``(b, in_channels, ...)`` and ``(b, detail_channels, d, h, w)`` to ``(b, out_channels, d, h, w)``."""
-        return self.body(torch.cat([_resize(x, detail), detail], dim=1))
+        convolution, *rest = self.body
+        joined = joint_conv([x, detail], cast(nn.Conv3d, convolution), detail.shape[2:])
+        for layer in rest:
+            joined = layer(joined)
+        return joined
 
 
 class Decoder(nn.Module):

@@ -107,8 +107,16 @@ class SlabEncoder(nn.Module):
     def forward(self, x: Tensor, pad_depth: bool = True) -> list[Tensor]:
         """``(b, C, d, h, w)`` to four maps ``(b, E, d, h / 16, w / 16)``, shallow to deep; h and w multiples of 16.
 
-        Raw outputs of the blocks, without the ViT's final norm. ``pad_depth`` is ICE's.
+        Raw outputs of the blocks, without the ViT's final norm. ``pad_depth`` is ICE's. In eval mode and without
+        gradients LoRA is merged meanwhile.
         """
+        # compiled, a graph cannot change weights, and peft's own path stays
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._features(x, pad_depth)
+        with self.merged_lora():
+            return self._features(x, pad_depth)
+
+    def _features(self, x: Tensor, pad_depth: bool) -> list[Tensor]:
         embedded = self.ice(x, pad_depth)
         features = self.vit.forward_intermediates(
             rearrange(embedded, "b e d h w -> (b d) e h w"), indices=self.feature_blocks, intermediates_only=True

@@ -4,7 +4,7 @@ A stage is a mode of the module: what ``forward`` computes and what requires a g
 keys in both, and carries the stage, so that a checkpoint of either predicts as what it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_dinomed3d.network_architecture.adapter import Adapter3D, DepthAlignment
 from nnunetv2_dinomed3d.network_architecture.decoder import Decoder, UPerNetDecoder
@@ -168,6 +169,7 @@ class DINOMed3D(nn.Module):
             self.decoder = UPerNetDecoder(decoder_channels, num_classes)
         self.detail_stream = detail_stream
         self.has_weights = False
+        self._recompute = False
         self.set_stage(2)
 
     def set_stage(self, stage: int, bare_slabs: bool = False) -> None:
@@ -217,13 +219,14 @@ class DINOMed3D(nn.Module):
         if self.stage == 1:
             logits = self.proxy_head(features, padded)
         elif not self.detail_stream:
-            logits = self.decoder(self.adapter(features), (x.shape[2], *padded))
+            logits = self._segment(self.decoder, self._segment(self.adapter, features), (x.shape[2], *padded))
         else:
             # on the ViT's padded grid, so that both streams agree on where a voxel is
             volume = F.pad(x, (0, padded[1] - width, 0, padded[0] - height))
-            levels = self.adapter(features)
-            full, half, quarter = self.detail(volume)
-            logits = self.decoder([self.fusion(levels[0], quarter), *levels[1:]], half, full)
+            levels = self._segment(self.adapter, features)
+            full, half, quarter = self._segment(self.detail, volume)
+            fused = self._segment(self.fusion, levels[0], quarter)
+            logits = self._segment(self.decoder, [fused, *levels[1:]], half, full)
         return logits[..., :height, :width]
 
     def _encode(self, x: Tensor, padded: tuple[int, int]) -> list[Tensor]:
@@ -239,9 +242,16 @@ class DINOMed3D(nn.Module):
                 return self.encoder(x.float(), pad_depth=not self.bare_slabs)
         return self.encoder(x, pad_depth=not self.bare_slabs)
 
-    def checkpoint_vit(self, enable: bool = True) -> None:
-        """Recompute the ViT's blocks in the backward pass instead of keeping what they saved."""
+    def checkpoint_activations(self, enable: bool = True) -> None:
+        """Recompute ViT blocks and all that follows the ViT in the backward pass instead of keeping what they saved."""
         self.encoder.vit.set_grad_checkpointing(enable)
+        self._recompute = enable
+
+    def _segment(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """``part(*inputs)``; with `checkpoint_activations` only the inputs are kept for the backward pass."""
+        if self._recompute and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
 
     def merged_lora(self) -> AbstractContextManager[None]:
         """LoRA folded into the frozen weights while open, exactly undone afterwards. For prediction."""
