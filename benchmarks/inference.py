@@ -1,6 +1,7 @@
 """Prediction of a whole case by nnU-Net's own predictor."""
 
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -21,14 +22,13 @@ def case_prediction(network: DINOMed3D, patch: Size, case: torch.Tensor, merged:
         case: ``(C, D, H, W)``.
         merged: whether LoRA is merged meanwhile, as the trainer does for its validation.
     """
-    predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
-    )
     plans: dict[str, Any] = {"configurations": {"3d_fullres": {"patch_size": list(patch), "architecture": {}}}}
     manager = PlansManager(plans)
     dataset = {"labels": {f"label_{i}" if i else "background": i for i in range(CLASSES)}}
     configuration = manager.get_configuration("3d_fullres")
-    predictor.manual_initialization(network, manager, configuration, None, dataset, "", None)
+    with redirect_stdout(sys.stderr):  # nnU-Net talks
+        predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+        predictor.manual_initialization(network, manager, configuration, None, dataset, "", None)
 
     def predict() -> None:
         context: AbstractContextManager[None] = network.merged_lora() if merged else nullcontext()

@@ -1,6 +1,7 @@
 """dinomed3d plan: the estimate of memory against measured bytes, the choice, and the plans that are written."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from nnunetv2_dinomed3d.cli import main
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.network_architecture.memory import (
     CUDA_RESERVE,
+    Memory,
     _CudaAutocast,
     _Storages,
     training_step_memory,
@@ -25,7 +27,7 @@ from nnunetv2_dinomed3d.network_architecture.patch import CLIP_DEPTH, candidates
 from nnunetv2_dinomed3d.network_architecture.slab import PATCH, in_plane_scale
 from nnunetv2_dinomed3d.planning.planner import PLANS_NAME
 from nnunetv2_dinomed3d.trainers import trainer as trainer_module
-from nnunetv2_dinomed3d.trainers.memory import GB, TrainingMemory, memory_warning
+from nnunetv2_dinomed3d.trainers.memory import TrainingMemory, memory_warning
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.variants.names import trainer_class
 from tests.conftest import DATASET
@@ -296,26 +298,25 @@ def test_mistakes(planned: Path, capsys: pytest.CaptureFixture[str], arguments: 
     assert not (planned / f"{PLANS_NAME}.json").exists()
 
 
-def training_memory(folder: Path, patch: list[int]) -> TrainingMemory:
-    plans = read(folder, "nnUNetPlans")
-    plans["configurations"]["3d_fullres"].update(patch_size=patch, median_image_size_in_voxels=[90, 512, 512])
+def test_a_patch_that_does_not_fit_is_warned_of(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_voxels(build: Callable, stage: int, batch_shape: tuple[int, ...]) -> Memory:
+        return Memory(0, 0, 0, 100 * math.prod(batch_shape), 0)
+
+    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", of_voxels)
+    plans = read(preprocessed, "nnUNetPlans")
+    plans["configurations"]["3d_fullres"].update(
+        patch_size=[64, 256, 256], batch_size=2, median_image_size_in_voxels=[90, 512, 512]
+    )
     trainer = trainer_class("nnUNetTrainerDINOMed3D_nano")
-    return TrainingMemory(trainer, plans, "3d_fullres", read(folder, "dataset"))
-
-
-def test_a_patch_that_does_not_fit_is_warned_of(preprocessed: Path) -> None:
-    memory = training_memory(preprocessed, [64, 256, 256])
-    needed = max(stage.total for stage in memory.of([64, 256, 256], 2).values())
+    memory = TrainingMemory(trainer, plans, "3d_fullres", read(preprocessed, "dataset"))
+    needed = 2 * 64 * 256 * 256 * 100
     assert memory_warning(memory, needed) is None
-    available = needed // 2
-    warning = memory_warning(memory, available)
-    assert warning is not None
-    assert f"Patch [64, 256, 256] with batch 2 takes about {needed / GB:.1f} GB in stage 2" in warning
-    choice = memory.choose(available)
-    assert f"patch {list(choice.patch_size)} and batch {choice.batch_size} would fit" in warning
-    assert max(stage.total for stage in choice.memory.values()) <= available
-    assert "dinomed3d plan -d Dataset901_Test" in warning
-    assert "Not even the smallest patch" in str(memory_warning(memory, CUDA_RESERVE))
+    assert memory_warning(memory, needed // 2) == (
+        "Patch [64, 256, 256] with batch 2 takes about 0.8 GB in stage 2, and this GPU has 0.4 GB. Plans with patch "
+        "[16, 352, 352] and batch 2 would fit, on the same preprocessed data: dinomed3d plan -d Dataset901_Test "
+        "-gpu_memory_target 0.4 -tr nnUNetTrainerDINOMed3D_nano; then train with -p nnUNetDINOMed3DPlans."
+    )
+    assert "Not even the smallest patch" in str(memory_warning(memory, 1000))
 
 
 def test_the_log_has_the_warning(
