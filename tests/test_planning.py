@@ -142,7 +142,7 @@ def test_types_are_those_of_cuda_autocast(stage: int) -> None:
     """PyTorch's own, which on fake tensors runs a forward pass without a GPU."""
     truth = kept_by_forward("cuda", stage, lambda: torch.autocast("cuda", torch.bfloat16))
     assert kept_by_forward("cpu", stage, lambda: _CudaAutocast(True)) == pytest.approx(truth, rel=1e-3)
-    assert kept_by_forward("cpu", stage, lambda: _CudaAutocast(False)) > 1.2 * truth
+    assert kept_by_forward("cpu", stage, lambda: _CudaAutocast(False)) > 1.1 * truth
 
 
 def test_estimate_names_every_part() -> None:
