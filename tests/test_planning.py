@@ -309,11 +309,13 @@ def test_a_patch_that_does_not_fit_is_warned_of(preprocessed: Path, monkeypatch:
     )
     trainer = trainer_class("nnUNetTrainerDINOMed3D_nano")
     memory = TrainingMemory(trainer, plans, "3d_fullres", read(preprocessed, "dataset"))
-    needed = 2 * 64 * 256 * 256 * 100
+    needed = (
+        2 * 64 * 256 * 256 * 100
+    )  # of half of it, stage 1's 24 slabs of 3 slices have room for 240 x 240, not 248 x 248
     assert memory_warning(memory, needed) is None
     assert memory_warning(memory, needed // 2) == (
         "Patch [64, 256, 256] with batch 2 takes about 0.8 GB in stage 2, and this GPU has 0.4 GB. Plans with patch "
-        "[16, 352, 352] and batch 2 would fit, on the same preprocessed data: dinomed3d plan -d Dataset901_Test "
+        "[16, 240, 240] and batch 4 would fit, on the same preprocessed data: dinomed3d plan -d Dataset901_Test "
         "-gpu_memory_target 0.4 -tr nnUNetTrainerDINOMed3D_nano; then train with -p nnUNetDINOMed3DPlans."
     )
     assert "Not even the smallest patch" in str(memory_warning(memory, 1000))
