@@ -43,7 +43,7 @@ def test_compiles_without_graph_breaks_to_equal_results(stage: int) -> None:
     """As on CUDA: the ViT's blocks checkpointed."""
     network = nano().eval()
     network.set_stage(stage)
-    network.checkpoint_vit()
+    network.checkpoint_activations()
     x = torch.randn(1, 1, 3, 16, 16)
     plain = network(x)
     plain.square().mean().backward()
@@ -61,7 +61,7 @@ def test_compiles_in_training_mode_under_autocast(stage: int) -> None:
     """Under the trainer's: the backward pass is traced in the caller's dtype, float16 would not go with bfloat16."""
     network = nano().train()
     network.set_stage(stage)
-    network.checkpoint_vit()
+    network.checkpoint_activations()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = torch.compile(network, backend="aot_eager", fullgraph=True)(torch.randn(1, 1, 3, 16, 16))
     logits.square().mean().backward()
