@@ -72,7 +72,7 @@ def main() -> None:
 
     case = tables.case_seconds(target, min(rounds, 1)) if rounds else None
     if case:
-        rows = [["plain", f"{case[0]:.1f}"], ["ours, LoRA merged", f"{case[1]:.1f}"]]
+        rows = [["plain", f"{case[0]:.1f}"], ["ours", f"{case[1]:.1f}"]]
         title = f"A case of {tables.CASE_DEPTH} slices through nnU-Net's predictor ({TARGET})"
         _print(Heading(title), Grid(["network", "seconds"], rows))
 

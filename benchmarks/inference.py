@@ -1,7 +1,7 @@
 """Prediction of a whole case by nnU-Net's own predictor."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -13,14 +13,13 @@ from benchmarks.networks import CLASSES, Size
 from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
 
 
-def case_prediction(network: DINOMed3D, patch: Size, case: torch.Tensor, merged: bool) -> Call:
+def case_prediction(network: DINOMed3D, patch: Size, case: torch.Tensor) -> Call:
     """Sliding windows at nnU-Net's overlap of half a patch, without mirroring.
 
     Args:
         network: in stage 2.
         patch: of the windows.
         case: ``(C, D, H, W)``.
-        merged: whether LoRA is merged meanwhile, as the trainer does for its validation.
     """
     plans: dict[str, Any] = {"configurations": {"3d_fullres": {"patch_size": list(patch), "architecture": {}}}}
     manager = PlansManager(plans)
@@ -31,9 +30,7 @@ def case_prediction(network: DINOMed3D, patch: Size, case: torch.Tensor, merged:
         predictor.manual_initialization(network, manager, configuration, None, dataset, "", None)
 
     def predict() -> None:
-        context: AbstractContextManager[None] = network.merged_lora() if merged else nullcontext()
-        with context:
-            logits = predictor.predict_sliding_window_return_logits(case)
+        logits = predictor.predict_sliding_window_return_logits(case)
         assert logits.shape == (CLASSES, *case.shape[1:])
 
     return predict

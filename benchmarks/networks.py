@@ -29,11 +29,7 @@ def build(network_class: type[Network], variant: str, scale: int, **options: Any
         1,
         CLASSES,
         scale=scale,
-        vit_name=size.vit_name,
-        vit_kwargs=size.vit_kwargs,
-        qkv_bias=size.qkv_bias,
-        decoder_channels=size.decoder_channels,
-        detail_channels=size.detail_channels,
+        **size.options(),
         **options,
     )
     with torch.no_grad():

@@ -216,10 +216,7 @@ def case_seconds(setting: Setting, rounds: int) -> tuple[float, float]:
     case = torch.randn(1, CASE_DEPTH, *setting.patch[1:])
 
     def predictions(volume: torch.Tensor) -> list[Call]:
-        return [
-            case_prediction(network, setting.patch, volume, merged)
-            for network, merged in ((plain, False), (ours, True))
-        ]
+        return [case_prediction(network, setting.patch, volume) for network in (plain, ours)]
 
     first, second = seconds(predictions(case), rounds, warm_up=predictions(case[:, : setting.patch[0]]))
     return first, second

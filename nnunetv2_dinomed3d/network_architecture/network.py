@@ -6,7 +6,7 @@ keys in both, and carries the stage, so that a checkpoint of either predicts as 
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -299,6 +299,10 @@ class Variant:
     decoder_channels: int = 256
     detail_channels: int = 16
 
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "weights_name"}
+
 
 VARIANTS: Mapping[str, Variant] = {
     # the same code, small enough to be trained on a CPU; DINOv3 has no weights of this size
@@ -353,11 +357,7 @@ def build_dinomed3d(
         num_classes,
         scale=in_plane_scale(patch_size),
         slab_depth=slab_depth,
-        vit_name=size.vit_name,
-        vit_kwargs=size.vit_kwargs,
-        qkv_bias=size.qkv_bias,
-        decoder_channels=size.decoder_channels,
-        detail_channels=size.detail_channels,
+        **size.options(),
         depth_alignment=depth_alignment,
         rope_rescale=rope_rescale,
         train_encoder=train_encoder,

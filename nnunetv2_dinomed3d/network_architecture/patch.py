@@ -66,8 +66,8 @@ def choose(
     smallest = lists[-1][-1]
     raise ValueError(
         f"Not even the smallest patch, {list(smallest)} with batch {MIN_BATCH}, fits {budget / 1e9:.1f} GB: it needs "
-        f"{cost(smallest, MIN_BATCH) / 1e9:.1f} GB. Take a GPU with more memory or a smaller trainer, such as "
-        "nnUNetTrainerDINOMed3D_S."
+        f"{cost(smallest, MIN_BATCH) / 1e9:.1f} GB. Take a GPU with more memory or a smaller "
+        "variant of the network."
     )
 
 

@@ -77,7 +77,7 @@ class TrainingMemory:
                     self.plans_manager, configuration, self.in_channels, self.heads, False
                 )
                 network = cast(DINOMed3D, network)
-                network.checkpoint_activations(True)  # as the trainer does on CUDA
+                network.checkpoint_activations(self.trainer.checkpoint_activations)
                 return network
 
             self._known[key] = training_step_memory(build, stage, batch_shape)

@@ -88,6 +88,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         stage1_epochs, stage2_epochs: their lengths.
         stage1_lr, stage2_lr: AdamW's initial learning rates.
         slab_batch_size: slabs in a batch of stage 1, over all GPUs; if these do not divide it, the next number they do.
+        checkpoint_activations: on CUDA, whether the network is recomputed in the backward pass: less memory, more time.
         adamw_weight_decay: of both stages.
         ce_weight, dice_weight: of both stages' loss.
         iterations_per_epoch, val_iterations_per_epoch: of both stages.
@@ -109,6 +110,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
     stage1_lr: float = 1e-5
     stage2_lr: float = 1e-4
     slab_batch_size: int = 24
+    checkpoint_activations: bool = True
     adamw_weight_decay: float = 0.01
     ce_weight: float = 0.2
     dice_weight: float = 0.8
@@ -189,7 +191,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
     def initialize(self) -> None:
         self._oversample_foreground_percent = self.oversample_foreground_percent
         super().initialize()
-        self.module.checkpoint_activations(self.device.type == "cuda")
+        self.module.checkpoint_activations(self.checkpoint_activations and self.device.type == "cuda")
         if self.device.type == "cpu":  # 3D convolutions of few channels are up to twice as fast
             self.module.to(memory_format=torch.channels_last_3d)
         self._begin_stage(self.schedule.stage(self.current_epoch))
