@@ -29,7 +29,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "test": [
         "pytest>=8",
-        "pytest-xdist>=3.5",  # two files at a time
+        "pytest-xdist>=3.8",  # two files at a time, in the order of their names (3.8): the long ones are not last
         "ruff==0.17.6",  # a newer one may format or complain differently
         "mypy==2.4.1",  # likewise
         "setuptools>=70.1",  # a test builds the wheel
