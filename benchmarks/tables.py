@@ -99,7 +99,7 @@ def counts(setting: Setting) -> dict[str, Count]:
 
 def times(setting: Setting, rounds: int) -> tuple[dict[str, Seconds], Difference]:
     """The same networks timed in turns in this process; and how far ours is from the plain one."""
-    ours, plain, x = setting.network(), setting.network(plain=True), torch.randn(setting.shape)
+    ours, plain, x = setting.network().to("cpu"), setting.network(plain=True), torch.randn(setting.shape)
     plain.load_state_dict(ours.state_dict())
     plain.set_stage(setting.stage, bare_slabs=setting.stage == 1)
     half = x[..., : x.shape[-2] // 2, : x.shape[-1] // 2]  # float64 takes long
@@ -185,7 +185,7 @@ def depths(variant: str, scale: int, rounds: int) -> list[Depth]:
     settings = [Setting(variant, 2, scale, (d, DEPTHS_SIDE, DEPTHS_SIDE)) for d in DEPTHS]
     taken: list[float | None] = [None] * len(settings)
     if rounds:
-        network = checkpointed(settings[0].network(), True)
+        network = checkpointed(settings[0].network(), True).to("cpu")
         steps = [training_step(network, torch.randn(setting.shape)) for setting in settings]
         taken = [*seconds(steps, rounds, warm_up=steps[:1])]
 

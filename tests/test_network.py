@@ -224,6 +224,60 @@ def test_checkpointed_vit_gives_the_same_gradients(stage: int) -> None:
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+def slices_seen(network: DINOMed3D) -> list[int]:
+    """How many slices the ViT gets at a time, from now on."""
+    seen: list[int] = []
+    network.encoder.vit.blocks[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    return seen
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_frozen_vit_takes_slices_in_chunks(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    network = tiny().eval()
+    x = torch.randn(2, 1, 5, 32, 32)
+    expected = network(x)
+    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.encoder.TOKENS_AT_ONCE", 4 * 8 * 8 + 3)
+    seen = slices_seen(network)
+    logits = network.train(training)(x)
+    assert seen == [4, 4, 2]
+    assert training or torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_stage_1_trains_on_all_slabs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RoPE's rescaling is one for a forward pass."""
+    network = tiny().train()
+    network.set_stage(1, bare_slabs=True)
+    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.encoder.TOKENS_AT_ONCE", 4)
+    seen = slices_seen(network)
+    network(torch.randn(6, 1, 3, 32, 32))
+    assert seen == [6]
+
+
+@pytest.mark.parametrize(("proxy", "levels"), [("linear", 1), ("upernet", 4)])
+def test_stage_1_asks_for_the_maps_that_its_head_takes(proxy: str, levels: int) -> None:
+    network = tiny(proxy=proxy)
+    maps = []
+    network.encoder.register_forward_hook(lambda module, args, output: maps.append(len(output)))
+    for stage in (1, 2):
+        network.set_stage(stage)
+        network(torch.randn(1, 1, 2, 16, 16))
+    assert maps == [levels, 4]
+
+
+def test_on_the_cpu_weights_are_channels_last_and_stay_trainable() -> None:
+    network = tiny().eval()
+    x = torch.randn(1, 1, 4, 32, 32)
+    expected = network(x)
+    with torch.inference_mode():  # as nnU-Net's predictor does
+        network.to(torch.device("cpu"))
+        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
+    weight = network.decoder.refine_full.body[3].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not weight.is_inference()
+    network(x).sum().backward()
+    assert weight.grad is not None
+
+
 def test_autocast_float16_becomes_bfloat16_and_logits_stay_float32() -> None:
     """nnU-Net's autocast is float16, in which attention can overflow."""
     network = tiny()

@@ -82,7 +82,7 @@ def check_estimate(
     def build() -> DINOMed3D:
         network = build_dinomed3d(trainer.variant, 1, 2, patch)
         network.checkpoint_activations(checkpoint)
-        return network.to(memory_format=torch.channels_last_3d)  # as the trainer does on the CPU
+        return network
 
     estimate = training_step_memory(build, stage, shape, "cpu").total
     truth = measured(instance, shape)

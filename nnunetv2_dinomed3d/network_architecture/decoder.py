@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d, group_norm
+from nnunetv2_dinomed3d.network_architecture.recompute import Recomputed
 from nnunetv2_dinomed3d.network_architecture.upsampled import joint_conv, resize
 
 POOL_SCALES = (1, 2, 3, 6)
@@ -18,7 +19,7 @@ def _conv_norm_act(in_channels: int, out_channels: int, kernel: int) -> nn.Seque
     )
 
 
-class UPerNet3D(nn.Module):
+class UPerNet3D(Recomputed):
     """Unified perceptual parsing (Xiao et al., ECCV 2018) on volumes.
 
     Pyramid pooling on the coarsest level; from there down each level's lateral is added to the (smoothed) level above
@@ -48,14 +49,12 @@ class UPerNet3D(nn.Module):
         pooled = [resize(pool(coarsest), coarsest.shape[2:]) for pool in self.pools]
         outputs = [self.bottleneck(torch.cat([coarsest, *pooled], dim=1))]
         for i in reversed(range(len(levels) - 1)):
-            lateral = self.laterals[i](levels[i])
-            outputs.insert(0, self.smooth[i](lateral + resize(outputs[0], lateral.shape[2:])))
+            lateral = self.cheaply(self.laterals[i], levels[i])
+            outputs.insert(0, self.cheaply(self.smooth[i], lateral + resize(outputs[0], lateral.shape[2:])))
         conv_norm_act, dropout = self.fusion
-        convolution, *rest = cast(nn.Sequential, conv_norm_act)
+        convolution, norm, activation = cast(nn.Sequential, conv_norm_act)
         x = joint_conv(outputs, cast(nn.Conv3d, convolution), outputs[0].shape[2:])
-        for layer in (*rest, dropout):
-            x = layer(x)
-        return x
+        return self.cheaply(nn.Sequential(norm, activation, dropout), x)
 
 
 class UPerNetDecoder(nn.Module):
@@ -77,7 +76,7 @@ class UPerNetDecoder(nn.Module):
         return F.interpolate(logits, size=size, mode="trilinear", align_corners=False)
 
 
-class RefinementBlock(nn.Module):
+class RefinementBlock(Recomputed):
     """Joins coarse decoder features with finer detail features.
 
     Args:
@@ -99,14 +98,11 @@ class RefinementBlock(nn.Module):
 
     def forward(self, x: Tensor, detail: Tensor) -> Tensor:
         """``(b, in_channels, ...)`` and ``(b, detail_channels, d, h, w)`` to ``(b, out_channels, d, h, w)``."""
-        convolution, *rest = self.body
-        joined = joint_conv([x, detail], cast(nn.Conv3d, convolution), detail.shape[2:])
-        for layer in rest:
-            joined = layer(joined)
-        return joined
+        joined = joint_conv([x, detail], cast(nn.Conv3d, self.body[0]), detail.shape[2:])
+        return self.cheaply(self.body[1:], joined)
 
 
-class Decoder(nn.Module):
+class Decoder(Recomputed):
     """UPerNet, two refinement blocks and the segmentation layer.
 
     Args:
@@ -124,7 +120,9 @@ class Decoder(nn.Module):
 
     def forward(self, levels: list[Tensor], half: Tensor, full: Tensor) -> Tensor:
         """Pyramid (fine to coarse) and detail at 1/2 and full scale to logits ``(b, N, d, h, w)`` on the full grid."""
-        x = self.upernet(levels)
-        x = self.refine_half(x, half)
-        x = self.refine_full(x, full)
-        return self.seg_layers(x)
+        x = self.whole(self.upernet, levels)
+        x = self.whole(self.refine_half, x, half)
+        return self.whole(self._segment, x, full)
+
+    def _segment(self, x: Tensor, full: Tensor) -> Tensor:
+        return self.seg_layers(self.refine_full(x, full))

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d
+from nnunetv2_dinomed3d.network_architecture.recompute import Recomputed
 
 
 class ResidualBlock(nn.Module):
@@ -35,7 +36,7 @@ class ResidualBlock(nn.Module):
         return self.activation(self.body(x) + self.shortcut(x))
 
 
-class DetailEncoder(nn.Module):
+class DetailEncoder(Recomputed):
     """Features at full, 1/2 and 1/4 in-plane scale, the depth kept throughout.
 
     Args:
@@ -62,6 +63,9 @@ class DetailEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(b, C, d, h, w)`` to maps of ``channels``, ``2 * channels`` and ``out_channels`` at h, h / 2, h / 4."""
-        full = self.scale_1(x)
-        half = self.scale_2(full)
-        return full, half, self.projection(self.scale_4(half))
+        full = self._features(self.scale_1, x)
+        half = self._features(self.scale_2, full)
+        return full, half, self.projection(self._features(self.scale_4, half))
+
+    def _features(self, scale: nn.Module, x: Tensor) -> Tensor:
+        return self.whole(self.cheaply, scale, x)

@@ -18,6 +18,9 @@ LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc1_g|fc1_x|fc2))"
 
 FEATURE_LEVELS = 4
 
+TOKENS_AT_ONCE = 2**14
+"""Of the slices that pass a frozen ViT together: 16 of 512 x 512, the paper's clip, at in-plane scale 1."""
+
 Trained = Literal["all", "lora", "nothing"]
 
 
@@ -104,24 +107,29 @@ class SlabEncoder(nn.Module):
         self.trained: Trained = "all"
         self.train_only("all")
 
-    def forward(self, x: Tensor, pad_depth: bool = True) -> list[Tensor]:
+    def forward(self, x: Tensor, pad_depth: bool = True, levels: int = FEATURE_LEVELS) -> list[Tensor]:
         """``(b, C, d, h, w)`` to four maps ``(b, E, d, h / 16, w / 16)``, shallow to deep; h and w multiples of 16.
 
-        Raw outputs of the blocks, without the ViT's final norm. ``pad_depth`` is ICE's. In eval mode and without
-        gradients LoRA is merged meanwhile.
+        Raw outputs of the blocks, without the ViT's final norm. ``pad_depth`` is ICE's; ``levels`` is how many of the
+        four, the deepest. In eval mode and without gradients LoRA is merged meanwhile.
         """
         # compiled, a graph cannot change weights, and peft's own path stays
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._features(x, pad_depth)
+            return self._features(x, pad_depth, levels)
         with self.merged_lora():
-            return self._features(x, pad_depth)
+            return self._features(x, pad_depth, levels)
 
-    def _features(self, x: Tensor, pad_depth: bool) -> list[Tensor]:
-        embedded = self.ice(x, pad_depth)
-        features = self.vit.forward_intermediates(
-            rearrange(embedded, "b e d h w -> (b d) e h w"), indices=self.feature_blocks, intermediates_only=True
-        )
-        return [rearrange(f, "(b d) e h w -> b e d h w", b=len(x)) for f in features]
+    def _features(self, x: Tensor, pad_depth: bool, levels: int) -> list[Tensor]:
+        slices = rearrange(self.ice(x, pad_depth), "b e d h w -> (b d) e h w")
+        at_once = max(1, TOKENS_AT_ONCE // slices.shape[-2:].numel())
+        # in training RoPE's rescaling is drawn once for all slices
+        chunks = [slices] if self.training and self.trained == "all" else slices.split(at_once)
+        features = [
+            self.vit.forward_intermediates(chunk, indices=self.feature_blocks[-levels:], intermediates_only=True)
+            for chunk in chunks
+        ]
+        maps = [level[0] if len(level) == 1 else torch.cat(level) for level in zip(*features, strict=True)]
+        return [rearrange(level, "(b d) e h w -> b e d h w", b=len(x)) for level in maps]
 
     def train_only(self, trained: Trained) -> None:
         """Choose what is trained: all of ICE and ViT, with LoRA off (stage 1); LoRA alone (stage 2); or nothing.
@@ -151,17 +159,16 @@ class SlabEncoder(nn.Module):
     def merged_lora(self) -> Iterator[None]:
         """While open, LoRA is folded into the weights; afterwards these are what they were, bit by bit."""
         layers = [layer for layer in self.lora_layers() if not layer.disable_adapters and not layer.merged]
-        weights = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+        weights = [layer.get_base_layer().weight.data for layer in layers]
         try:
-            for layer in layers:
+            for layer, weight in zip(layers, weights, strict=True):
+                layer.get_base_layer().weight.data = weight.clone()
                 layer.merge()
             yield
         finally:
             for layer, weight in zip(layers, weights, strict=True):
-                if layer.merged:
-                    layer.unmerge()
-                with torch.no_grad():
-                    layer.get_base_layer().weight.copy_(weight)
+                layer.merged_adapters.clear()
+                layer.get_base_layer().weight.data = weight
 
     def _pretrained_names(self) -> dict[str, str]:
         """Name in a plain timm ViT -> name in ``self.vit``, for all that ``self.vit`` takes from it."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,7 +141,8 @@ class _CudaAutocast(TorchFunctionMode):
         self, func: Callable, types: Sequence[type], args: Sequence = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if self.enabled and (name in self.BFLOAT16 or name in self.FLOAT32):
+        is_instance_norm = func is F.group_norm and len(args) == 2  # as `norm.InstanceNorm3d` is computed on the CPU
+        if self.enabled and not is_instance_norm and (name in self.BFLOAT16 or name in self.FLOAT32):
             dtype = torch.bfloat16 if name in self.BFLOAT16 else torch.float32
             args, kwargs = tree_map_only(Tensor, lambda tensor: self._cast(tensor, dtype), (args, kwargs))
         return func(*args, **(kwargs or {}))
@@ -200,6 +201,8 @@ def training_step_memory(
     on_cuda = device_type == "cuda"
     with torch.device("meta"):
         network = build()
+    if not on_cuda:  # the layout that `DINOMed3D.to` brings there
+        nn.Module.to(network, memory_format=torch.channels_last_3d)
     storages = _Storages()
     autocast = _CudaAutocast(enabled=on_cuda and network.mixed_precision)
     with FakeTensorMode(allow_non_fake_inputs=True):

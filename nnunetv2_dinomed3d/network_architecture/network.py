@@ -4,7 +4,7 @@ A stage is a mode of the module: what ``forward`` computes and what requires a g
 keys in both, and carries the stage, so that a checkpoint of either predicts as what it is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_dinomed3d.network_architecture.adapter import Adapter3D, DepthAlignment
 from nnunetv2_dinomed3d.network_architecture.decoder import Decoder, UPerNetDecoder
 from nnunetv2_dinomed3d.network_architecture.detail import DetailEncoder
-from nnunetv2_dinomed3d.network_architecture.encoder import SlabEncoder
+from nnunetv2_dinomed3d.network_architecture.encoder import FEATURE_LEVELS, SlabEncoder
 from nnunetv2_dinomed3d.network_architecture.fusion import GatedFusion
+from nnunetv2_dinomed3d.network_architecture.recompute import Recomputed
 from nnunetv2_dinomed3d.network_architecture.slab import in_plane_scale, padded_side
 
 
@@ -48,14 +48,19 @@ class ProxyHead(nn.Module):
     Args:
         embed_dim: E.
         num_classes: N.
+
+    Attributes:
+        levels: how many of the encoder's maps it takes, the deepest.
     """
+
+    levels = 1
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__()
         self.seg_layers = nn.Conv3d(embed_dim, num_classes, 1)
 
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Four maps ``(b, E, d, h, w)`` to logits ``(b, N, d, *size)``, resized bilinearly in plane."""
+        """A map ``(b, E, d, h, w)`` in a list to logits ``(b, N, d, *size)``, resized bilinearly in plane."""
         logits = rearrange(self.seg_layers(features[-1]), "b n d h w -> (b d) n h w")
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return rearrange(logits, "(b d) n h w -> b n d h w", b=len(features[-1]))
@@ -69,7 +74,12 @@ class UPerNetProxyHead(nn.Module):
         channels: of the adapter's levels.
         num_classes: N.
         token_stride, depth_alignment: the adapter's.
+
+    Attributes:
+        levels: how many of the encoder's maps it takes.
     """
+
+    levels = FEATURE_LEVELS
 
     def __init__(
         self, embed_dim: int, channels: int, num_classes: int, token_stride: int, depth_alignment: DepthAlignment
@@ -85,7 +95,7 @@ class UPerNetProxyHead(nn.Module):
         return rearrange(logits, "(b d) n 1 h w -> b n d h w", b=len(features[-1]))
 
 
-class DINOMed3D(nn.Module):
+class DINOMed3D(Recomputed):
     """The network of both stages; built in stage 2, which is what predicts.
 
     Args:
@@ -169,7 +179,6 @@ class DINOMed3D(nn.Module):
             self.decoder = UPerNetDecoder(decoder_channels, num_classes)
         self.detail_stream = detail_stream
         self.has_weights = False
-        self._recompute = False
         self.set_stage(2)
 
     def set_stage(self, stage: int, bare_slabs: bool = False) -> None:
@@ -192,6 +201,15 @@ class DINOMed3D(nn.Module):
             self.encoder.train_only("lora")
         else:
             self.encoder.train_only("all" if self.train_encoder else "nothing")
+
+    def to(self, *args: Any, **kwargs: Any) -> "DINOMed3D":
+        """As for any module; on the CPU weights come in the channels-last layout, where 3D convolutions are faster."""
+        super().to(*args, **kwargs)
+        layout = torch.channels_last_3d if next(self.parameters()).is_cpu else torch.contiguous_format
+        with torch.inference_mode(
+            False
+        ):  # in which nnU-Net's predictor calls this; weights made there cannot be trained
+            return super().to(memory_format=layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a volume, float32.
@@ -219,39 +237,37 @@ class DINOMed3D(nn.Module):
         if self.stage == 1:
             logits = self.proxy_head(features, padded)
         elif not self.detail_stream:
-            logits = self._segment(self.decoder, self._segment(self.adapter, features), (x.shape[2], *padded))
+            levels = self.whole(self.adapter, features)
+            logits = self.whole(self.decoder, levels, (x.shape[2], *padded))
         else:
             # on the ViT's padded grid, so that both streams agree on where a voxel is
             volume = F.pad(x, (0, padded[1] - width, 0, padded[0] - height))
-            levels = self._segment(self.adapter, features)
-            full, half, quarter = self._segment(self.detail, volume)
-            fused = self._segment(self.fusion, levels[0], quarter)
-            logits = self._segment(self.decoder, [fused, *levels[1:]], half, full)
+            levels = self.whole(self.adapter, features)
+            full, half, quarter = self.detail(volume)
+            fused = self.whole(self.fusion, levels[0], quarter)
+            logits = self.decoder([fused, *levels[1:]], half, full)
         return logits[..., :height, :width]
 
     def _encode(self, x: Tensor, padded: tuple[int, int]) -> list[Tensor]:
-        """Feature maps ``(b, E, d, h, w)`` of the scaled and then padded slices; h and w in tokens."""
+        """Those feature maps ``(b, E, d, h, w)`` of the scaled and padded slices that the stage takes; in tokens."""
         if self.scale > 1:
             slices = rearrange(x, "b c d h w -> (b d) c h w")
             slices = F.interpolate(slices, scale_factor=self.scale, mode="bilinear", align_corners=False)
             x = rearrange(slices, "(b d) c h w -> b c d h w", b=len(x))
         height, width = x.shape[-2:]
         x = F.pad(x, (0, padded[1] * self.scale - width, 0, padded[0] * self.scale - height))
+        levels = self.proxy_head.levels if self.stage == 1 else FEATURE_LEVELS
         if _autocast_is_on(x.device.type) and not has_bfloat16(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self.encoder(x.float(), pad_depth=not self.bare_slabs)
-        return self.encoder(x, pad_depth=not self.bare_slabs)
+                return self.encoder(x.float(), not self.bare_slabs, levels)
+        return self.encoder(x, not self.bare_slabs, levels)
 
     def checkpoint_activations(self, enable: bool = True) -> None:
         """Recompute ViT blocks and all that follows the ViT in the backward pass instead of keeping what they saved."""
         self.encoder.vit.set_grad_checkpointing(enable)
-        self._recompute = enable
-
-    def _segment(self, part: Callable[..., Any], *inputs: Any) -> Any:
-        """``part(*inputs)``; with `checkpoint_activations` only the inputs are kept for the backward pass."""
-        if self._recompute and torch.is_grad_enabled():
-            return checkpoint(part, *inputs, use_reentrant=False)
-        return part(*inputs)
+        for module in self.modules():
+            if isinstance(module, Recomputed):
+                module.recompute = enable
 
     def merged_lora(self) -> AbstractContextManager[None]:
         """LoRA folded into the frozen weights while open, exactly undone afterwards. For prediction."""

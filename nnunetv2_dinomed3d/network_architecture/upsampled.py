@@ -22,13 +22,22 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
 
 
-def _upsample_and_shift(coarse: int, fine: int, like: Tensor) -> Tensor:
-    """``(fine, 3 * coarse)``: upsampling of one axis for each tap of a convolution, shifted by it; outside is zero."""
+def _upsample_and_shift(coarse: int, fine: int, like: Tensor) -> list[Tensor]:
+    """Upsampling of one axis for each tap of a convolution, ``(fine, coarse)``, shifted by it; outside is zero."""
     # PyTorch's own interpolation of the unit vectors
     identity = torch.eye(coarse, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))[None]
-    upsample = F.interpolate(identity, size=fine, mode="linear", align_corners=False)[0].T
+    upsample = F.interpolate(identity, size=fine, mode="linear", align_corners=False)[0].T.to(like.dtype)
     padded = F.pad(upsample, (0, 0, 1, 1))
-    return torch.cat([padded[1 + tap : 1 + tap + fine] for tap in TAPS], dim=1).to(like.dtype)
+    return [padded[1 + tap : 1 + tap + fine] for tap in TAPS]
+
+
+def _sum_of_products(matrices: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:
+    """The sum of ``(m, k)`` times ``(batch, k, n)``."""
+    first, *rest = ((matrix.expand(len(batch), -1, -1), batch) for matrix, batch in zip(matrices, batches, strict=True))
+    result = torch.bmm(*first)
+    for matrix, batch in rest:
+        result.baddbmm_(matrix, batch)
+    return result
 
 
 def conv_of_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
@@ -42,22 +51,25 @@ def conv_of_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         ``(b, n, *size)``.
     """
-    x = resize(x, (size[0], *x.shape[3:]))  # of trilinear interpolation each axis can be done on its own
-    by_tap = F.conv3d(x, rearrange(weight, "n c k i j -> (n i j) c k 1 1"), padding=(1, 0, 0))
+    depth, height, width = size
+    x = resize(x, (depth, *x.shape[3:]))  # of trilinear interpolation each axis can be done on its own
+    by_row = [F.conv3d(x, rearrange(w, "n c k j -> (j n) c k 1 1"), padding=(1, 0, 0)) for w in weight.unbind(3)]
     rows, columns = (
-        _upsample_and_shift(coarse, fine, by_tap) for coarse, fine in zip(x.shape[3:], size[1:], strict=True)
+        _upsample_and_shift(coarse, fine, by_row[0]) for coarse, fine in zip(x.shape[3:], (height, width), strict=True)
     )
-    by_tap = rearrange(by_tap, "b (n i j) d h w -> b n d (i h) (j w)", i=len(TAPS), j=len(TAPS))
-    return torch.matmul(rows, torch.matmul(by_tap, columns.T))
+    tall = _sum_of_products(rows, [rearrange(part, "b m d h w -> (b d) h (w m)") for part in by_row])
+    by_column = rearrange(tall, "z h (w j n) -> j (z h) w n", j=len(TAPS), n=len(weight))
+    result = _sum_of_products(columns, by_column.unbind())
+    return rearrange(result, "(b d h) w n -> b n d h w", d=depth, h=height)
 
 
 def _is_worthwhile(x: Tensor, size: Sequence[int]) -> bool:
-    """Whether `conv_of_upsampled` takes less than half of the multiplications of the convolution on the fine grid."""
+    """Whether `conv_of_upsampled` takes less than two thirds of the multiplications of the convolution it replaces."""
     _, height, width = size
     coarse_height, coarse_width = x.shape[3:]
     taps = len(TAPS) ** 3 * x.shape[1]
-    upsampling = len(TAPS) * coarse_height * width * (len(TAPS) * coarse_width + height)
-    return 2 * (taps * coarse_height * coarse_width + upsampling) < taps * height * width
+    upsampling = len(TAPS) * coarse_width * height * (len(TAPS) * coarse_height + width)
+    return 3 * (taps * coarse_height * coarse_width + upsampling) < 2 * taps * height * width
 
 
 def joint_conv(maps: Sequence[Tensor], conv: nn.Conv3d, size: Sequence[int]) -> Tensor:
@@ -68,12 +80,16 @@ def joint_conv(maps: Sequence[Tensor], conv: nn.Conv3d, size: Sequence[int]) -> 
         conv: with the sum of c_i as input channels.
         size: ``(d, h, w)`` of the result.
     """
-    parts = list(zip(maps, conv.weight.split([x.shape[1] for x in maps], dim=1), strict=True))
-    coarse = [_is_worthwhile(x, size) for x in maps]
-    fine = [part for part, is_coarse in zip(parts, coarse, strict=True) if not is_coarse]
-    resized = torch.cat([resize(x, size) for x, _ in fine], dim=1)
-    result = F.conv3d(resized, torch.cat([weight for _, weight in fine], dim=1), conv.bias, padding=1)
-    for (x, weight), is_coarse in zip(parts, coarse, strict=True):
-        if is_coarse:
-            result = result + conv_of_upsampled(x, weight, size)
+    fine: list[tuple[Tensor, Tensor]] = []
+    coarse: list[tuple[Tensor, Tensor]] = []
+    for x, weight in zip(maps, conv.weight.split([x.shape[1] for x in maps], dim=1), strict=True):
+        (coarse if _is_worthwhile(x, size) else fine).append((x, weight))
+    resized = [resize(x, size) for x, _ in fine]
+    result = F.conv3d(_cat(resized), _cat([weight for _, weight in fine]), conv.bias, padding=1)
+    for x, weight in coarse:
+        result = result + conv_of_upsampled(x, weight, size)
     return result
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)

@@ -1,0 +1,36 @@
+"""What the backward pass computes again instead of finding it kept: the cheap always, all else where asked for."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+_keep_convolutions = partial(create_selective_checkpoint_contexts, [torch.ops.aten.convolution.default])
+
+
+class Recomputed(nn.Module):
+    """A module that runs its parts by the two methods below.
+
+    Attributes:
+        recompute: whether parts that `whole` runs are recomputed.
+    """
+
+    recompute = False
+
+    def whole(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """``part(*inputs)``; with `recompute` only the inputs are kept for the backward pass."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
+
+    def cheaply(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """``part(*inputs)``, of which only inputs and convolutions are kept, not what norms and activations made.
+
+        What a compiled graph keeps is the compiler's choice, and with `recompute` nothing is.
+        """
+        if self.recompute or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return part(*inputs)
+        return checkpoint(part, *inputs, use_reentrant=False, context_fn=_keep_convolutions)
