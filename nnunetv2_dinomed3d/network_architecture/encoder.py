@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture.slab import PATCH, InterSliceContextEmbedding
+from nnunetv2_dinomed3d.network_architecture.slice_cache import SliceCache
 
 LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc1_g|fc1_x|fc2))"
 """Linear layers of the Transformer blocks; ``fc1_g`` and ``fc1_x`` are of a SwiGLU MLP (plus-sized ViTs)."""
@@ -104,6 +105,7 @@ class SlabEncoder(nn.Module):
             r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=LORA_TARGETS, bias="none"
         )
         inject_adapter_in_model(lora, self.vit)
+        self._slice_cache: SliceCache | None = None
         self.trained: Trained = "all"
         self.train_only("all")
 
@@ -121,6 +123,16 @@ class SlabEncoder(nn.Module):
 
     def _features(self, x: Tensor, pad_depth: bool, levels: int) -> list[Tensor]:
         slices = rearrange(self.ice(x, pad_depth), "b e d h w -> (b d) e h w")
+        cache = None if torch.compiler.is_compiling() or torch.is_grad_enabled() else self._slice_cache
+        if cache is None:
+            maps = self._vit_features(slices, levels)
+        else:
+            keys = cache.slab_keys(x, self.ice.slab_depth, pad_depth)
+            maps = cache.encode(keys, slices, lambda unknown: self._vit_features(unknown, levels))
+        return [rearrange(level, "(b d) e h w -> b e d h w", b=len(x)) for level in maps]
+
+    def _vit_features(self, slices: Tensor, levels: int) -> list[Tensor]:
+        """``(n, E, h, w)`` to as many maps of the same shape."""
         at_once = max(1, TOKENS_AT_ONCE // slices.shape[-2:].numel())
         # in training RoPE's rescaling is drawn once for all slices
         chunks = [slices] if self.training and self.trained == "all" else slices.split(at_once)
@@ -128,8 +140,16 @@ class SlabEncoder(nn.Module):
             self.vit.forward_intermediates(chunk, indices=self.feature_blocks[-levels:], intermediates_only=True)
             for chunk in chunks
         ]
-        maps = [level[0] if len(level) == 1 else torch.cat(level) for level in zip(*features, strict=True)]
-        return [rearrange(level, "(b d) e h w -> b e d h w", b=len(x)) for level in maps]
+        return [level[0] if len(level) == 1 else torch.cat(level) for level in zip(*features, strict=True)]
+
+    @contextmanager
+    def slices_encoded_once(self) -> Iterator[SliceCache]:
+        """While open, prediction keeps the maps of slices, and finds them again; the weights must not change."""
+        self._slice_cache = SliceCache()
+        try:
+            yield self._slice_cache
+        finally:
+            self._slice_cache = None
 
     def train_only(self, trained: Trained) -> None:
         """Choose what is trained: all of ICE and ViT, with LoRA off (stage 1); LoRA alone (stage 2); or nothing.

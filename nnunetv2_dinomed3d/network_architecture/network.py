@@ -21,6 +21,7 @@ from nnunetv2_dinomed3d.network_architecture.encoder import FEATURE_LEVELS, Slab
 from nnunetv2_dinomed3d.network_architecture.fusion import GatedFusion
 from nnunetv2_dinomed3d.network_architecture.recompute import Recomputed
 from nnunetv2_dinomed3d.network_architecture.slab import in_plane_scale, padded_side
+from nnunetv2_dinomed3d.network_architecture.slice_cache import SliceCache
 
 
 @torch.compiler.assume_constant_result
@@ -272,6 +273,13 @@ class DINOMed3D(Recomputed):
     def merged_lora(self) -> AbstractContextManager[None]:
         """LoRA folded into the frozen weights while open, exactly undone afterwards. For prediction."""
         return self.encoder.merged_lora()
+
+    def slices_encoded_once(self) -> AbstractContextManager[SliceCache]:
+        """While open, sliding windows (nnU-Net's predictor's, of any case) encode each slab once.
+
+        The weights must not change meanwhile. Compiled networks, and those with gradients, go on as before.
+        """
+        return self.encoder.slices_encoded_once()
 
     def pretrained_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name (timm's, of the variant's 2D ViT) and shape of every tensor that `load_pretrained` needs."""

@@ -572,7 +572,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             self._forget_nan()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's, on volumes and with LoRA merged into the frozen weights."""
+        """nnU-Net's, on volumes, with LoRA merged into the frozen weights and slabs encoded once."""
         self.module.set_stage(self.stage)
-        with self.module.merged_lora():
+        with self.module.merged_lora(), self.module.slices_encoded_once():
             super().perform_actual_validation(save_probabilities)
