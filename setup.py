@@ -12,13 +12,14 @@ INSTALL_REQUIRES = [
     "torch>=2.6",  # the network; 2.6 is the oldest that is tested
     "timm>=1.0.21",  # DINOv3's ViTs; 1.0.20 has them too, but cannot build them on the meta device
     "dynamic-network-architectures>=0.4.4",  # nnU-Net's own, it also caps timm: 0.4.4 admits up to 1.0.22
-    "peft>=0.18",  # LoRA; the oldest that runs beside transformers 5, which pip installs with it
+    "peft>=0.18",  # LoRA; the oldest that runs beside transformers 5
+    "transformers>=5.21",  # peft loads it; beside an older one nnU-Net's search of nnUNet_extTrainer fails
     "batchgenerators>=0.25.1",  # nnU-Net's loader workers, started for slabs as nnU-Net starts its own
     "batchgeneratorsv2>=0.3.2",  # the base class of a transform
     "einops>=0.7",  # every move of axes, readable
     "numpy>=1.26",
-    "safetensors>=0.4.3",  # weights without unpickling
-    "huggingface_hub>=0.34",  # weights from the hub when none are named
+    "safetensors>=0.8",  # weights without unpickling; transformers asks for 0.8
+    "huggingface_hub>=1.31",  # weights from the hub when none are named; transformers asks for 1.31
     "SimpleITK>=2.2.1",  # label maps to compare, the demo's NIfTI files
     "scipy>=1.11.4",  # distances between surfaces, Wilcoxon's test, the demo's texture
     "matplotlib>=3.8",  # pictures of the report and the demo
@@ -33,7 +34,6 @@ EXTRAS_REQUIRE = {
         "ruff==0.17.6",  # a newer one may format or complain differently
         "mypy==2.4.1",  # likewise
         "setuptools>=70.1",  # a test builds the wheel
-        "transformers>=5",  # independent DINOv3 code to compare loaded weights with
         "medpy>=0.5",  # independent HD95 to compare with
         "monai>=1.5",  # likewise surface Dice
     ],
