@@ -69,7 +69,7 @@ def largest_batch(case: Case, nbytes: int) -> int:
 
 
 def card_rows() -> Iterator[list[str]]:
-    """What a batch takes at the paper's clip, whether stage 1's fits each card, and the largest of stage 2 that does."""
+    """What a batch takes at the paper's clip; whether stage 1 fits each card, and the largest batch of stage 2."""
     for variant in ("small", "base", "large"):
         for stage, batch in ((1, SLABS), (2, 2)):
             for checkpointed in (True, False):
