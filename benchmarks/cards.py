@@ -74,12 +74,13 @@ def card_rows() -> Iterator[list[str]]:
         for stage, batch in ((1, SLABS), (2, 2)):
             for checkpointed in (True, False):
                 case = Case(variant, stage, CLIP, 1, checkpointed)
-                sizes = (
-                    [str(largest_batch(case, card * GB)) for card in CARDS] if (stage, batch) != (2, 2) else [""] * 3
-                )
+                taken = memory(case, batch)
+                if stage == 1:
+                    fits = ["yes" if taken <= card * GB else "no" for card in CARDS]
+                else:
+                    fits = [f"batch {largest_batch(case, card * GB)}" for card in CARDS]
                 what = f"{batch} slabs" if stage == 1 else str(batch)
-                kept = "yes" if checkpointed else "no"
-                yield [variant, str(stage), kept, what, f"{memory(case, batch) / GB:.1f}", *sizes]
+                yield [variant, str(stage), "yes" if checkpointed else "no", what, f"{taken / GB:.1f}", *fits]
 
 
 def growth_rows() -> Iterator[list[str]]:

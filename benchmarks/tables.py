@@ -209,17 +209,23 @@ def depth_grid(measured: list[Depth]) -> Grid:
     return Grid(["slices D", "step GFLOP per slice", "saved MB per slice", "step s per slice"], rows)
 
 
-def case_seconds(setting: Setting, rounds: int) -> tuple[float, float]:
-    """nnU-Net's predictor on a case of 64 slices: the plain network and ours."""
+def case_seconds(setting: Setting, rounds: int) -> tuple[float, float, float]:
+    """nnU-Net's predictor on a case of 64 slices: the plain network, ours, and ours as in a trainer's validation."""
     ours, plain = setting.network(), setting.network(plain=True)
     plain.load_state_dict(ours.state_dict())
     case = torch.randn(1, CASE_DEPTH, *setting.patch[1:])
 
     def predictions(volume: torch.Tensor) -> list[Call]:
-        return [case_prediction(network, setting.patch, volume) for network in (plain, ours)]
+        of_plain, of_ours = (case_prediction(network, setting.patch, volume) for network in (plain, ours))
 
-    first, second = seconds(predictions(case), rounds, warm_up=predictions(case[:, : setting.patch[0]]))
-    return first, second
+        def validation() -> None:
+            with ours.merged_lora(), ours.slices_encoded_once():
+                of_ours()
+
+        return [of_plain, of_ours, validation]
+
+    first, second, third = seconds(predictions(case), rounds, warm_up=predictions(case[:, : setting.patch[0]]))
+    return first, second, third
 
 
 @dataclass(frozen=True)
@@ -247,7 +253,7 @@ def targets(
     released: int,
     counted: dict[str, Count],
     timed: dict[str, Seconds] | None,
-    case: tuple[float, float] | None,
+    case: tuple[float, float, float] | None,
     against_depth: list[Depth],
 ) -> list[Target]:
     """What stage 2 shall cost, from all that was counted and timed; ``released`` is `released_step`."""
@@ -268,6 +274,7 @@ def targets(
         Target("FLOPs of a step with checkpointing, of ours without", 1.3, checked.step / ours.step),
         Target("saved bytes without checkpointing, of the plain formulation's", 0.8, ours.saved / plain.saved),
         Target(f"time to predict {CASE_DEPTH} slices, of the plain formulation's", 0.5, case and case[1] / case[0]),
+        Target("time to predict them in validation, of the plain formulation's", 0.5, case and case[2] / case[0]),
         Target(f"time per slice at D = {deep.slices}, of that at D = {shallow.slices}", 1.1, per_slice),
         Target(f"saved bytes per slice at D = {deep.slices}, of that at D = {shallow.slices}", 1.0, saved_per_slice),
     ]

@@ -68,7 +68,7 @@ def nnunet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     settings |= {
         "nnUNet_extTrainer": os.pathsep.join([str(trainer_folder()), str(TEST_TRAINERS)]),
         "nnUNet_n_proc_DA": "0",
-        "nnUNet_def_n_proc": "2",
+        "nnUNet_def_n_proc": "1",  # each process imports PyTorch anew
         "nnUNet_wandb_enabled": "0",
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
     }
@@ -98,6 +98,11 @@ def run(nnunet_environment: dict[str, str]) -> Callable[..., str]:
     return run
 
 
+def preprocess(run: Callable[..., str], dataset: str, *configurations: str) -> None:
+    """nnU-Net's command, with one process for each pool; its planner fails with 0 workers of the loader."""
+    run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, "-np", "1", nnUNet_n_proc_DA="1")
+
+
 @pytest.fixture(scope="session")
 def preprocessed(nnunet_environment: dict[str, str], run: Callable[..., str]) -> Path:
     """The small data set, planned and preprocessed for 3d_fullres and 2d."""
@@ -112,8 +117,7 @@ def preprocessed(nnunet_environment: dict[str, str], run: Callable[..., str]) ->
         "file_ending": ".nii.gz",
     }
     (raw / "dataset.json").write_text(json.dumps(description))
-    # nnU-Net's planner fails with 0 workers
-    run("nnUNetv2_plan_and_preprocess", "-d", "901", "-c", "3d_fullres", "2d", nnUNet_n_proc_DA="1")
+    preprocess(run, "901", "3d_fullres", "2d")
     return Path(nnunet_environment["nnUNet_preprocessed"]) / DATASET
 
 

@@ -140,7 +140,7 @@ def test_targets_are_judged_by_what_was_measured() -> None:
     counted = {name: Count(1, 100, 50) for name in NAMES} | {"ours": Count(1, 90, 30)}
     timed = {name: Seconds(1, 4) for name in NAMES} | {"ours": Seconds(1, 2)}
     deep = [Depth(8, Count(1, 8, 8), 1.0), Depth(64, Count(1, 64, 65), 16.0)]
-    rows = targets(180, counted, timed, (4.0, 1.0), deep)
+    rows = targets(180, counted, timed, (4.0, 1.0, 3.0), deep)
     assert [(row.measured, row.met) for row in rows] == [
         (0.5, "yes"),
         (0.5, "yes"),
@@ -150,6 +150,7 @@ def test_targets_are_judged_by_what_was_measured() -> None:
         (pytest.approx(100 / 90), "yes"),
         (0.6, "yes"),
         (0.25, "yes"),
+        (0.75, "no"),
         (2.0, "no"),
         (pytest.approx(65 / 64), "no"),
     ]
@@ -158,9 +159,7 @@ def test_targets_are_judged_by_what_was_measured() -> None:
 
 
 def test_a_case_goes_through_nnunets_predictor() -> None:
-    plain, ours = case_seconds(Setting("nano", 2, SCALE, (32, 16, 16)), rounds=1)
-    assert plain > 0
-    assert ours > 0
+    assert min(case_seconds(Setting("nano", 2, SCALE, (32, 16, 16)), rounds=1)) > 0
 
 
 def test_stock_network_is_the_planners() -> None:

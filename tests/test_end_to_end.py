@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import preprocess
+
 pytestmark = pytest.mark.end_to_end
 
 Run = Callable[..., str]
@@ -18,7 +20,7 @@ def prepare(run: Run, shared: Path, environment: dict[str, str], dataset: str) -
     raw = Path(environment["nnUNet_raw"]) / dataset
     if not raw.exists():
         shutil.copytree(shared / "data" / dataset, raw)
-        run("nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", "3d_fullres", nnUNet_n_proc_DA="1")
+        preprocess(run, dataset[7:10], "3d_fullres")
     return raw
 
 
@@ -34,10 +36,6 @@ def test_train_resume_validate_and_predict(run: Run, nnunet_environment: dict[st
     assert (folder / "checkpoint_final.pth").is_file()
     assert not (folder / "checkpoint_latest.pth").exists()
     assert (folder / "progress.png").is_file()
-    (folder / "validation" / "summary.json").unlink()
-    run(*TRAIN, *arguments, "--val", "--npz")
-    assert list((folder / "validation").glob("*.npz"))
-    run(*TRAIN, *arguments, "--val", "--val_best")
     assert (folder / "validation" / "summary.json").is_file()
 
     (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")
@@ -53,6 +51,7 @@ def test_train_resume_validate_and_predict(run: Run, nnunet_environment: dict[st
     assert len(list((tmp_path / "stage1").glob("*.nii.gz"))) == 5
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("preprocessed")
 def test_base_trains_from_random_weights_if_asked_to(run: Run, nnunet_environment: dict[str, str]) -> None:
     output = run(*TRAIN, "901", "3d_fullres", "2", "-tr", "nnUNetTrainerQuickBase", DINOMED3D_WEIGHTS="random")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_dinomed3d.evaluation.crossval import add_arguments, run_crossval
+from tests.conftest import preprocess
 from tests.test_evaluation_cases import compare
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.long]
@@ -58,7 +59,7 @@ def test_stock_and_ours_in_two_folds(
             shutil.copy(source / kind / name, raw / kind / name)
     description = json.loads((source / "dataset.json").read_text())
     (raw / "dataset.json").write_text(json.dumps({**description, "numTraining": CASES}))
-    run("nnUNetv2_plan_and_preprocess", "-d", "915", "-c", "3d_fullres", nnUNet_n_proc_DA="1")
+    preprocess(run, "915", "3d_fullres")
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers" / "stock_quick.py").write_text(STOCK)
     ext = os.pathsep.join([nnunet_environment["nnUNet_extTrainer"], str(tmp_path / "trainers")])

@@ -30,7 +30,7 @@ from nnunetv2_dinomed3d.trainers import trainer as trainer_module
 from nnunetv2_dinomed3d.trainers.memory import TrainingMemory, memory_warning
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.variants.names import trainer_class
-from tests.conftest import DATASET
+from tests.conftest import DATASET, preprocess
 from tests.test_features_helpers import brief_trainers
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
 
@@ -372,5 +372,5 @@ def test_both_networks_train_on_real_data(
 ) -> None:
     raw = Path(nnunet_environment["nnUNet_raw"]) / dataset
     shutil.copytree(shared / "data" / dataset, raw)
-    run("nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", "3d_fullres", nnUNet_n_proc_DA="1")
+    preprocess(run, dataset[7:10], "3d_fullres")
     train_both(run, nnunet_environment, tmp_path, dataset, fold)
