@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from torch import distributed as dist
 
 from nnunetv2_dinomed3d.entry import trainer_folder
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
@@ -96,6 +97,13 @@ def run(nnunet_environment: dict[str, str]) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+def leave_process_group() -> None:
+    """The end of a rank's process. Where it returns instead, gloo of older PyTorch can wait for a lock it holds."""
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
 
 
 def preprocess(run: Callable[..., str], dataset: str, *configurations: str) -> None:

@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.conftest import leave_process_group
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
 
 SLABS = 5  # which two ranks do not divide: they get 3 each
@@ -70,8 +71,7 @@ def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
     dist.all_gather_object(sizes, trainer.batch_sizes)
     per_step = [sum(step) for step in zip(*sizes, strict=True)]
     assert per_step == [SLABS + 1] * 4 + [trainer.configuration_manager.batch_size] * 4
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 def test_both_stages_on_two_ranks(preprocessed: Path, tmp_path: Path) -> None:

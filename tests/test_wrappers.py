@@ -7,6 +7,7 @@ from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from tests.conftest import leave_process_group
 
 
 def nano(seed: int = 0) -> DINOMed3D:
@@ -31,7 +32,7 @@ def _train_on_two_ranks(rank: int, address: str) -> None:
                 both = [torch.empty_like(parameter) for _ in range(2)]
                 dist.all_gather(both, parameter.detach())
                 assert torch.equal(*both), f"stage {stage}, step {step}: {name} differs between the ranks"
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 def test_ddp_keeps_the_ranks_equal_in_both_stages(tmp_path) -> None:
@@ -63,7 +64,8 @@ def test_compiles_in_training_mode_under_autocast(stage: int) -> None:
     network.set_stage(stage)
     network.checkpoint_activations()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = torch.compile(network, backend="aot_eager", fullgraph=True)(torch.randn(1, 1, 3, 16, 16))
+        # of a convolution whose stride is larger than its input, oneDNN's bfloat16 gradient has values never written
+        logits = torch.compile(network, backend="aot_eager", fullgraph=True)(torch.randn(1, 1, 3, 32, 32))
     logits.square().mean().backward()
     gradients = [p.grad for p in network.parameters() if p.requires_grad]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
