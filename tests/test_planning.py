@@ -336,9 +336,21 @@ def files(folder: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
-def train_both(run: Callable[..., str], environment: dict[str, str], tmp_path: Path, dataset: str, fold: str) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize(("dataset", "fold"), [("Dataset004_Hippocampus", "0"), ("Dataset005_BrainTumour2", "all")])
+def test_both_networks_train_on_the_same_files(
+    run: Callable[..., str],
+    nnunet_environment: dict[str, str],
+    shared: Path,
+    tmp_path: Path,
+    dataset: str,
+    fold: str,
+) -> None:
     """Ours on the plans that ``dinomed3d plan`` writes, and stock nnU-Net on its own, from the same files."""
-    preprocessed = Path(environment["nnUNet_preprocessed"]) / dataset
+    raw = Path(nnunet_environment["nnUNet_raw"]) / dataset
+    shutil.copytree(shared / "data" / dataset, raw)
+    preprocess(run, dataset[7:10], "3d_fullres")
+    preprocessed = Path(nnunet_environment["nnUNet_preprocessed"]) / dataset
     data = files(preprocessed / "nnUNetPlans_3d_fullres")
     print(run("dinomed3d", "plan", "-d", dataset, "-tr", "nnUNetTrainerDINOMed3D_nano"))
     arguments = ("nnUNetv2_train", dataset, "3d_fullres", fold, "-device", "cpu")
@@ -349,30 +361,8 @@ def train_both(run: Callable[..., str], environment: dict[str, str], tmp_path: P
     assert files(preprocessed / "nnUNetPlans_3d_fullres") == data
     assert [folder.name for folder in preprocessed.glob("*_3d_fullres")] == ["nnUNetPlans_3d_fullres"]
     for trainer, plans in (("nnUNetTrainerBrief", PLANS_NAME), ("nnUNetTrainerBriefStock", "nnUNetPlans")):
-        folder = Path(environment["nnUNet_results"]) / dataset / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}"
+        folder = (
+            Path(nnunet_environment["nnUNet_results"]) / dataset / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}"
+        )
         assert (folder / "checkpoint_final.pth").is_file()
         assert (folder / "validation" / "summary.json").is_file()
-
-
-@pytest.mark.end_to_end
-@pytest.mark.usefixtures("planned")
-def test_both_networks_train_on_the_same_files(
-    run: Callable[..., str], nnunet_environment: dict[str, str], tmp_path: Path
-) -> None:
-    train_both(run, nnunet_environment, tmp_path, DATASET, "3")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("dataset", "fold"), [("Dataset004_Hippocampus", "0"), ("Dataset005_BrainTumour2", "all")])
-def test_both_networks_train_on_real_data(
-    run: Callable[..., str],
-    nnunet_environment: dict[str, str],
-    shared: Path,
-    tmp_path: Path,
-    dataset: str,
-    fold: str,
-) -> None:
-    raw = Path(nnunet_environment["nnUNet_raw"]) / dataset
-    shutil.copytree(shared / "data" / dataset, raw)
-    preprocess(run, dataset[7:10], "3d_fullres")
-    train_both(run, nnunet_environment, tmp_path, dataset, fold)

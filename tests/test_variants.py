@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type[nnUNetTrainer
 
     def shorten(name: str) -> type[nnUNetTrainerDINOMed3D]:
         found = recursive_find_trainer_class_by_name(name)
-        quickly = {"variant": "nano", "stage1_epochs": 1, "stage2_epochs": 1, "iterations_per_epoch": 2}
+        quickly = {"variant": "nano", "stage1_epochs": 1, "stage2_epochs": 1, "iterations_per_epoch": 1}
         for attribute, value in {**quickly, "val_iterations_per_epoch": 1, "slab_batch_size": 2}.items():
             monkeypatch.setattr(found, attribute, value)
         return found
