@@ -115,20 +115,22 @@ class SlabEncoder(nn.Module):
         Raw outputs of the blocks, without the ViT's final norm. ``pad_depth`` is ICE's; ``levels`` is how many of the
         four, the deepest. In eval mode and without gradients LoRA is merged meanwhile.
         """
-        # compiled, a graph cannot change weights, and peft's own path stays
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not self._only_predicts():
             return self._features(x, pad_depth, levels)
         with self.merged_lora():
             return self._features(x, pad_depth, levels)
 
+    def _only_predicts(self) -> bool:
+        # a compiled graph can neither change weights nor look maps up
+        return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
     def _features(self, x: Tensor, pad_depth: bool, levels: int) -> list[Tensor]:
         slices = rearrange(self.ice(x, pad_depth), "b e d h w -> (b d) e h w")
-        cache = None if torch.compiler.is_compiling() or torch.is_grad_enabled() else self._slice_cache
-        if cache is None:
+        if self._slice_cache is None or not self._only_predicts():
             maps = self._vit_features(slices, levels)
         else:
-            keys = cache.slab_keys(x, self.ice.slab_depth, pad_depth)
-            maps = cache.encode(keys, slices, lambda unknown: self._vit_features(unknown, levels))
+            keys = self._slice_cache.slab_keys(x, self.ice.slab_depth, pad_depth)
+            maps = self._slice_cache.encode(keys, slices, lambda unknown: self._vit_features(unknown, levels))
         return [rearrange(level, "(b d) e h w -> b e d h w", b=len(x)) for level in maps]
 
     def _vit_features(self, slices: Tensor, levels: int) -> list[Tensor]:

@@ -207,9 +207,7 @@ class DINOMed3D(Recomputed):
         """As for any module; on the CPU weights come in the channels-last layout, where 3D convolutions are faster."""
         super().to(*args, **kwargs)
         layout = torch.channels_last_3d if next(self.parameters()).is_cpu else torch.contiguous_format
-        with torch.inference_mode(
-            False
-        ):  # in which nnU-Net's predictor calls this; weights made there cannot be trained
+        with torch.inference_mode(False):  # nnU-Net's predictor is in it, and weights made there cannot be trained
             return super().to(memory_format=layout)
 
     def forward(self, x: Tensor) -> Tensor:
