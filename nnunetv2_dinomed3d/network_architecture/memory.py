@@ -23,8 +23,8 @@ CUDA_RESERVE = 10**9
 """Bytes that a process on a GPU takes beside its tensors: CUDA's context, its libraries. An assumption."""
 
 CONVOLUTION_WORKSPACE = {torch.ops.aten.convolution.default: 1, torch.ops.aten.convolution_backward.default: 3}
-"""What convolutions take for a moment, in bytes of their operands (copies in another layout, scratch): oneDNN's as
-measured on the CPU, cuDNN's by assumption."""
+"""What convolutions take for a moment on CUDA (copies in another layout, scratch), in bytes of their operands. An
+assumption."""
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -66,10 +66,15 @@ class _Storage:
 
 
 class _Storages(TorchDispatchMode):
-    """While active, keeps the books of all storages that operations make."""
+    """While active, keeps the books of all storages that operations make.
 
-    def __init__(self) -> None:
+    Args:
+        on_cuda: whether convolutions are cuDNN's, or oneDNN's.
+    """
+
+    def __init__(self, on_cuda: bool = False) -> None:
         super().__init__()
+        self.on_cuda = on_cuda
         self.events = 0
         self.all: list[_Storage] = []
         self._alive: dict[int, _Storage] = {}
@@ -82,9 +87,16 @@ class _Storages(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self.of(leaf)
         if func in CONVOLUTION_WORKSPACE:
-            operands = sum(leaf.nbytes for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-            self._use_for_a_moment(CONVOLUTION_WORKSPACE[func] * operands)
+            self._use_for_a_moment(self._workspace(func, args, result))
         return result
+
+    def _workspace(self, convolution: Any, args: Sequence, result: Any) -> int:
+        if self.on_cuda:
+            operands = sum(leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+            return CONVOLUTION_WORKSPACE[convolution] * operands
+        tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, Tensor)]
+        # oneDNN copies those, as measured
+        return sum(t.nbytes for t in tensors if not t.is_contiguous(memory_format=torch.channels_last_3d))
 
     def of(self, tensor: Tensor) -> _Storage:
         """The entry of a tensor's storage; a new one where there is none."""
@@ -203,7 +215,7 @@ def training_step_memory(
         network = build()
     if not on_cuda:  # the layout that `DINOMed3D.to` brings there
         nn.Module.to(network, memory_format=torch.channels_last_3d)
-    storages = _Storages()
+    storages = _Storages(on_cuda)
     autocast = _CudaAutocast(enabled=on_cuda and network.mixed_precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")

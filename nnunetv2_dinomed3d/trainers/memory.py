@@ -115,8 +115,9 @@ def memory_warning(memory: TrainingMemory, available: int) -> str | None:
         choice = memory.choose(available)
     except ValueError as error:
         return f"{warning} {error}"
+    target = math.floor(10 * available / GB) / 10
     return (
         f"{warning} Plans with patch {list(choice.patch_size)} and batch {choice.batch_size} would fit, on the same "
         f"preprocessed data: dinomed3d plan -d {memory.plans_manager.dataset_name} -gpu_memory_target "
-        f"{available / GB:.1f} -tr {memory.trainer.__name__}; then train with -p nnUNetDINOMed3DPlans."
+        f"{target} -tr {memory.trainer.__name__}; then train with -p nnUNetDINOMed3DPlans."
     )
