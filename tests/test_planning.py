@@ -55,10 +55,11 @@ def measured(trainer: nnUNetTrainerDINOMed3D, shape: tuple[int, ...]) -> int:
         "target": torch.randint(0, 2, (shape[0], 1, depth, *shape[3:]), dtype=torch.int16),
     }
     trainer.train_step(batch)  # the first makes AdamW's moments
+    # as the next step begins; of tensors that were there before it, the profiler does not see the end
+    trainer.optimizer.zero_grad(set_to_none=True)
     module = trainer.module
     moments = (value for state in trainer.optimizer.state.values() for value in state.values())
-    gradients = (p.grad for p in module.parameters() if p.grad is not None)
-    before = nbytes((*module.parameters(), *module.buffers(), *gradients, *moments, *batch.values()))
+    before = nbytes((*module.parameters(), *module.buffers(), *moments, *batch.values()))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         trainer.train_step(batch)
     events = profile.profiler.kineto_results.events()
