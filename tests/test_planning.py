@@ -55,16 +55,19 @@ def measured(trainer: nnUNetTrainerDINOMed3D, shape: tuple[int, ...]) -> int:
         "target": torch.randint(0, 2, (shape[0], 1, depth, *shape[3:]), dtype=torch.int16),
     }
     trainer.train_step(batch)  # the first makes AdamW's moments
-    # as the next step begins; of tensors that were there before it, the profiler does not see the end
-    trainer.optimizer.zero_grad(set_to_none=True)
     module = trainer.module
     moments = (value for state in trainer.optimizer.state.values() for value in state.values())
     before = nbytes((*module.parameters(), *module.buffers(), *moments, *batch.values()))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        trainer.train_step(batch)
-    events = profile.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return before + max(accumulate(change for _, change in changes))
+    peaks = []
+    # without gradients, as a step begins: of tensors that were there before, the profiler does not see the end
+    for _ in range(2):  # on a busy machine the profiler can lose events
+        trainer.optimizer.zero_grad(set_to_none=True)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            trainer.train_step(batch)
+        events = profile.profiler.kineto_results.events()
+        changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+        peaks.append(max(accumulate(change for _, change in changes)))
+    return before + max(peaks)
 
 
 def check_estimate(
