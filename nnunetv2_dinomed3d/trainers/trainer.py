@@ -363,8 +363,12 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
     def _check_data(self) -> None:
         *_, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         check_mirroring(self.slab_depth, mirror_axes)
-        if self.local_rank != 0:
-            return  # one look is enough
+        if self.local_rank == 0:  # one look is enough
+            self._check_cases()
+        if self.is_ddp:
+            dist.barrier()  # rank 0's look may have written splits_final.json, which all read
+
+    def _check_cases(self) -> None:
         manager = self.label_manager
         labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
         training, validation = self.get_tr_and_val_datasets()
