@@ -5,11 +5,13 @@ nnU-Net fixes CUDA and NCCL in two places; only these are replaced here.
 
 import json
 import os
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 from torch import distributed as dist
 from torch import multiprocessing
@@ -53,11 +55,19 @@ class OnTwoRanks(nnUNetTrainerQuick):
         return output
 
 
+def save_slowly(data: object, file: str, **options: bool) -> None:
+    """Half-written for a second, as on a slow disk."""
+    Path(file).write_text("[")
+    time.sleep(1)
+    save_json(data, file, **options)
+
+
 def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
     torch.set_num_threads(1)
     os.environ["nnUNet_results"] = results
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
     stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    stock.save_json = save_slowly  # the split that rank 0 makes and all read
     if rank:
         torch.save = partial(pytest.fail, "only rank 0 writes")
     plans = json.loads(Path(preprocessed, "nnUNetPlans.json").read_text()) | {"continue_training": False}
@@ -75,6 +85,7 @@ def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
 
 
 def test_both_stages_on_two_ranks(preprocessed: Path, tmp_path: Path) -> None:
+    (preprocessed / "splits_final.json").unlink(missing_ok=True)
     address = f"file://{tmp_path / 'rendezvous'}"
     multiprocessing.spawn(_train, (address, str(preprocessed), str(tmp_path / "results")), nprocs=RANKS)
     (folder,) = (tmp_path / "results").glob("*/*/fold_0")
