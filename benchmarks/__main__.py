@@ -70,7 +70,7 @@ def main() -> None:
     title = f"Against the number of slices ({TARGET}, stage 2, {side} x {side}, checkpointed)"
     _print(Heading(title), tables.depth_grid(depths))
 
-    case = tables.case_seconds(target, min(rounds, 1)) if rounds else None
+    case = tables.case_seconds(target, rounds) if rounds else None
     if case:
         names = ("plain", "ours, nnUNetv2_predict", "ours, validation (slabs encoded once)")
         rows = [[name, f"{taken:.1f}", f"{taken / case[0]:.2f}"] for name, taken in zip(names, case, strict=True)]

@@ -25,7 +25,13 @@ def _attention_backward(output: Shape, query: Shape, key: Shape, value: Shape, *
     return sdpa_backward_flop_count(output, query, key, value)
 
 
-ATTENTION_ON_CPU: dict[Any, Any] = {  # torch has formulas for the attention of other devices only
+def _added_product(_: Shape, first: Shape, second: Shape, **__: Any) -> int:
+    batch, rows, inner = first
+    return 2 * batch * rows * inner * second[-1]
+
+
+MORE_FORMULAS: dict[Any, Any] = {  # torch has none for attention on the CPU, nor for products added in place
+    torch.ops.aten.baddbmm_: _added_product,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -40,7 +46,7 @@ def flops(call: Call) -> int:
 
 def flops_by_module(call: Call, depth: int) -> dict[str, int]:
     """The same for each module down to a depth, by its name from the class of the outermost; depth 0 is the whole."""
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as counter:
+    with FlopCounterMode(display=False, custom_mapping=MORE_FORMULAS) as counter:
         call()
     counts = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     if depth == 0:

@@ -22,8 +22,9 @@ def test_equals_the_convolution_of_the_upsampled_map(coarse: tuple[int, int, int
     torch.manual_seed(0)
     x = torch.randn(2, 4, *coarse, dtype=torch.double, requires_grad=True)
     weight = torch.randn(3, 4, 3, 3, 3, dtype=torch.double, requires_grad=True)
-    got = conv_of_upsampled(x, weight, fine)
-    expected = F.conv3d(resize(x, fine), weight, padding=1)
+    onto = torch.randn(2, 3, *fine, dtype=torch.double)
+    got = conv_of_upsampled(x, weight, onto)
+    expected = onto + F.conv3d(resize(x, fine), weight, padding=1)
     torch.testing.assert_close(got, expected)
     direction = torch.randn_like(expected)
     for a, b in zip(*(torch.autograd.grad(y, (x, weight), direction) for y in (got, expected)), strict=True):

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d, group_norm
 from nnunetv2_dinomed3d.network_architecture.recompute import Recomputed
 from nnunetv2_dinomed3d.network_architecture.upsampled import joint_conv, resize
+from nnunetv2_dinomed3d.network_architecture.winograd import Conv3x3x3
 
 POOL_SCALES = (1, 2, 3, 6)
 
 
 def _conv_norm_act(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv3d(in_channels, out_channels, kernel, padding=kernel // 2), group_norm(out_channels), nn.PReLU()
-    )
+    convolution = Conv3x3x3(in_channels, out_channels) if kernel == 3 else nn.Conv3d(in_channels, out_channels, kernel)
+    return nn.Sequential(convolution, group_norm(out_channels), nn.PReLU())
 
 
 class UPerNet3D(Recomputed):
@@ -50,7 +50,7 @@ class UPerNet3D(Recomputed):
         outputs = [self.bottleneck(torch.cat([coarsest, *pooled], dim=1))]
         for i in reversed(range(len(levels) - 1)):
             lateral = self.cheaply(self.laterals[i], levels[i])
-            outputs.insert(0, self.cheaply(self.smooth[i], lateral + resize(outputs[0], lateral.shape[2:])))
+            outputs.insert(0, self.cheaply(self.smooth[i], lateral.add_(resize(outputs[0], lateral.shape[2:]))))
         conv_norm_act, dropout = self.fusion
         convolution, norm, activation = cast(nn.Sequential, conv_norm_act)
         x = joint_conv(outputs, cast(nn.Conv3d, convolution), outputs[0].shape[2:])
@@ -88,10 +88,10 @@ class RefinementBlock(Recomputed):
     def __init__(self, in_channels: int, detail_channels: int, out_channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv3d(in_channels + detail_channels, out_channels, 3, padding=1, bias=False),
+            Conv3x3x3(in_channels + detail_channels, out_channels, bias=False),
             InstanceNorm3d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
+            Conv3x3x3(out_channels, out_channels, bias=False),
             InstanceNorm3d(out_channels),
             nn.ReLU(inplace=True),
         )

@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, c_in, d, h, w)`` to ``(b, c_out, d, ceil(h / stride), ceil(w / stride))``."""
-        return self.activation(self.body(x) + self.shortcut(x))
+        return self.activation(self.body(x).add_(self.shortcut(x)))
 
 
 class DetailEncoder(Recomputed):

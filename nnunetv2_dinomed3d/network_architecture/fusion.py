@@ -20,5 +20,7 @@ class GatedFusion(nn.Module):
         """Both ``(b, channels, d, h, w)``; the detail is resized to the semantic grid where they differ."""
         if detail.shape[2:] != semantic.shape[2:]:
             detail = F.interpolate(detail, size=semantic.shape[2:], mode="trilinear", align_corners=False)
-        gate = torch.sigmoid(self.gate(torch.cat([semantic, detail], dim=1)))
-        return semantic + gate * detail
+        # the two halves of the convolution, so that nothing is concatenated
+        of_semantic, of_detail = self.gate.weight.split(semantic.shape[1], dim=1)
+        gate = F.conv3d(semantic, of_semantic, self.gate.bias).add_(F.conv3d(detail, of_detail)).sigmoid_()
+        return torch.addcmul(semantic, gate, detail)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from nnunetv2_dinomed3d.network_architecture.winograd import conv3d
+
 TAPS = (-1, 0, 1)
 
 
@@ -31,36 +33,43 @@ def _upsample_and_shift(coarse: int, fine: int, like: Tensor) -> list[Tensor]:
     return [padded[1 + tap : 1 + tap + fine] for tap in TAPS]
 
 
-def _sum_of_products(matrices: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:
-    """The sum of ``(m, k)`` times ``(batch, k, n)``."""
-    first, *rest = ((matrix.expand(len(batch), -1, -1), batch) for matrix, batch in zip(matrices, batches, strict=True))
-    result = torch.bmm(*first)
-    for matrix, batch in rest:
-        result.baddbmm_(matrix, batch)
-    return result
-
-
-def conv_of_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
-    """``conv3d(resize(x, size), weight, padding=1)``.
+def conv_of_upsampled(x: Tensor, weight: Tensor, onto: Tensor) -> Tensor:
+    """``onto + conv3d(resize(x, onto.shape[2:]), weight, padding=1)``.
 
     Args:
-        x: ``(b, c, d, h, w)``, coarser in plane than ``size``.
+        x: ``(b, c, ...)``, coarser in plane than ``onto``.
         weight: ``(n, c, 3, 3, 3)``.
-        size: ``(d, h, w)`` of the result.
+        onto: ``(b, n, d, h, w)``; without gradients it may be overwritten.
 
     Returns:
-        ``(b, n, *size)``.
+        ``(b, n, d, h, w)``.
     """
-    depth, height, width = size
+    depth, height, width = onto.shape[2:]
     x = resize(x, (depth, *x.shape[3:]))  # of trilinear interpolation each axis can be done on its own
-    by_row = [F.conv3d(x, rearrange(w, "n c k j -> (j n) c k 1 1"), padding=(1, 0, 0)) for w in weight.unbind(3)]
-    rows, columns = (
-        _upsample_and_shift(coarse, fine, by_row[0]) for coarse, fine in zip(x.shape[3:], (height, width), strict=True)
+    rows, columns = (_upsample_and_shift(c, f, x) for c, f in zip(x.shape[3:], (height, width), strict=True))
+    first, *rest = (
+        (to_rows.expand(len(x) * depth, -1, -1), _convolved_along_w(x, taps, columns))
+        for to_rows, taps in zip(rows, weight.unbind(3), strict=True)
     )
-    tall = _sum_of_products(rows, [rearrange(part, "b m d h w -> (b d) h (w m)") for part in by_row])
-    by_column = rearrange(tall, "z h (w j n) -> j (z h) w n", j=len(TAPS), n=len(weight))
-    result = _sum_of_products(columns, by_column.unbind())
-    return rearrange(result, "(b d h) w n -> b n d h w", d=depth, h=height)
+    add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_
+    result = add(rearrange(onto, "b n d h w -> (b d) h (w n)"), *first)
+    for factors in rest:
+        result.baddbmm_(*factors)
+    return rearrange(result, "(b d) h (w n) -> b n d h w", d=depth, w=width)
+
+
+def _convolved_along_w(x: Tensor, weight: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    """``(b, c, d, h, v)``, convolved along depth and the upsampled width, to ``(b d, h, w n)``.
+
+    Args:
+        x: as above.
+        weight: ``(n, c, 3, 3)``, of one row of taps.
+        columns: for each tap the matrix ``(w, v)`` that upsamples and shifts.
+    """
+    mixed = F.conv3d(x, rearrange(weight, "n c k i -> (i n) c k 1 1"), padding=(1, 0, 0))
+    mixed = rearrange(mixed, "b (i n) d h v -> (b d h) (v i) n", i=len(TAPS))
+    matrix = torch.stack(list(columns), dim=-1).flatten(1).expand(len(mixed), -1, -1)
+    return rearrange(torch.bmm(matrix, mixed), "(z h) w n -> z h (w n)", h=x.shape[3])
 
 
 def _is_worthwhile(x: Tensor, size: Sequence[int]) -> bool:
@@ -68,7 +77,7 @@ def _is_worthwhile(x: Tensor, size: Sequence[int]) -> bool:
     _, height, width = size
     coarse_height, coarse_width = x.shape[3:]
     taps = len(TAPS) ** 3 * x.shape[1]
-    upsampling = len(TAPS) * coarse_width * height * (len(TAPS) * coarse_height + width)
+    upsampling = len(TAPS) * coarse_height * width * (len(TAPS) * coarse_width + height)
     return 3 * (taps * coarse_height * coarse_width + upsampling) < 2 * taps * height * width
 
 
@@ -85,9 +94,9 @@ def joint_conv(maps: Sequence[Tensor], conv: nn.Conv3d, size: Sequence[int]) -> 
     for x, weight in zip(maps, conv.weight.split([x.shape[1] for x in maps], dim=1), strict=True):
         (coarse if _is_worthwhile(x, size) else fine).append((x, weight))
     resized = [resize(x, size) for x, _ in fine]
-    result = F.conv3d(_cat(resized), _cat([weight for _, weight in fine]), conv.bias, padding=1)
+    result = conv3d(_cat(resized), _cat([weight for _, weight in fine]), conv.bias)
     for x, weight in coarse:
-        result = result + conv_of_upsampled(x, weight, size)
+        result = conv_of_upsampled(x, weight, result)
     return result
 
 
