@@ -120,11 +120,12 @@ def _is_worthwhile(x: Tensor, weight: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
     depth, height, _ = size = x.shape[2:]
+    channels = min(weight.shape[:2])
     of_multiplications = 4 * -(-depth // STEP) * -(-height // STEP) / (depth * height)
     return (
         x.is_cpu
         and x.dtype == torch.float32
-        and min(weight.shape[:2]) >= 128
-        and size.numel() >= 2**12
+        and channels >= 64
+        and size.numel() >= (2**12 if channels >= 128 else 2**16)
         and of_multiplications < 0.4
     )
