@@ -1,7 +1,7 @@
 """Slab encoder: ICE and a DINOv3 ViT with LoRA (context stream of DINO-Med3D, stages 1 and 2)."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import timm
@@ -34,6 +34,40 @@ def _require_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[
             f"{len(wrong)} tensors do not fit this ViT, the first is {name}: expected {expected.get(name)}, "
             f"got {found.get(name)}. {advice}"
         )
+
+
+def _lora_layers(module: nn.Module) -> list[LoraLayer]:
+    return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+
+
+@contextmanager
+def _merged_lora(module: nn.Module) -> Iterator[None]:
+    layers = [layer for layer in _lora_layers(module) if not layer.disable_adapters and not layer.merged]
+    weights = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        for layer, weight in zip(layers, weights, strict=True):
+            for adapter in layer.active_adapters:
+                a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+                layer.get_base_layer().weight.data = torch.addmm(weight, b, a, alpha=layer.scaling[adapter])
+                layer.merged_adapters.append(adapter)  # as peft's own merge, which takes three times as long
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.merged_adapters.clear()
+            layer.get_base_layer().weight.data = weight
+
+
+@contextmanager
+def _merged_lora_while_it_runs(block: nn.Module) -> Iterator[None]:
+    merged = ExitStack()
+    before = block.register_forward_pre_hook(lambda *_: merged.enter_context(_merged_lora(block)))
+    after = block.register_forward_hook(lambda *_: merged.close(), always_call=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+        merged.close()
 
 
 class TokenGrid(nn.Module):
@@ -113,11 +147,13 @@ class SlabEncoder(nn.Module):
         """``(b, C, d, h, w)`` to four maps ``(b, E, d, h / 16, w / 16)``, shallow to deep; h and w multiples of 16.
 
         Raw outputs of the blocks, without the ViT's final norm. ``pad_depth`` is ICE's; ``levels`` is how many of the
-        four, the deepest. In eval mode and without gradients LoRA is merged meanwhile.
+        four, the deepest. In eval mode and without gradients the LoRA of each block is merged while the block runs.
         """
         if not self._only_predicts():
             return self._features(x, pad_depth, levels)
-        with self.merged_lora():
+        with ExitStack() as stack:
+            for block in self.vit.blocks:
+                stack.enter_context(_merged_lora_while_it_runs(block))
             return self._features(x, pad_depth, levels)
 
     def _only_predicts(self) -> bool:
@@ -175,24 +211,11 @@ class SlabEncoder(nn.Module):
 
     def lora_layers(self) -> list[LoraLayer]:
         """The ViT's linear layers that carry LoRA matrices."""
-        return [module for module in self.vit.modules() if isinstance(module, LoraLayer)]
+        return _lora_layers(self.vit)
 
-    @contextmanager
-    def merged_lora(self) -> Iterator[None]:
+    def merged_lora(self) -> AbstractContextManager[None]:
         """While open, LoRA is folded into the weights; afterwards these are what they were, bit by bit."""
-        layers = [layer for layer in self.lora_layers() if not layer.disable_adapters and not layer.merged]
-        weights = [layer.get_base_layer().weight.data for layer in layers]
-        try:
-            for layer, weight in zip(layers, weights, strict=True):
-                for adapter in layer.active_adapters:
-                    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-                    layer.get_base_layer().weight.data = torch.addmm(weight, b, a, alpha=layer.scaling[adapter])
-                    layer.merged_adapters.append(adapter)  # as peft's own merge, which takes three times as long
-            yield
-        finally:
-            for layer, weight in zip(layers, weights, strict=True):
-                layer.merged_adapters.clear()
-                layer.get_base_layer().weight.data = weight
+        return _merged_lora(self.vit)
 
     def _pretrained_names(self) -> dict[str, str]:
         """Name in a plain timm ViT -> name in ``self.vit``, for all that ``self.vit`` takes from it."""

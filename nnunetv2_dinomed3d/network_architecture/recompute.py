@@ -44,7 +44,7 @@ class Recomputed(nn.Module):
     def cheaply(self, part: Callable[..., Any], *inputs: Any) -> Any:
         """``part(*inputs)``, of which only inputs and convolutions are kept, not what norms and activations made.
 
-        What a compiled graph keeps is the compiler's choice, and with `recompute` nothing is.
+        What a compiled graph keeps is the compiler's choice, and with `recompute` it is `whole`'s.
         """
         if self.recompute or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return part(*inputs)
