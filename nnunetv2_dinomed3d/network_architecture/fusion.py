@@ -5,6 +5,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class PairConv(nn.Conv3d):
+    """1x1x1 convolution of two maps side by side, without putting them there.
+
+    Args:
+        channels: of each map and of the result.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(2 * channels, channels, 1)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Both ``(b, channels, d, h, w)``, same shape out."""
+        (first, second), (of_first, of_second) = maps, self.weight.chunk(2, dim=1)
+        return F.conv3d(first, of_first, self.bias).add_(F.conv3d(second, of_second))
+
+
 class GatedFusion(nn.Module):
     """``F = F_sem + sigmoid(conv1x1x1([F_sem, F_det])) * F_det``.
 
@@ -14,13 +30,10 @@ class GatedFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.gate = nn.Conv3d(2 * channels, channels, 1)
+        self.gate = PairConv(channels)
 
     def forward(self, semantic: Tensor, detail: Tensor) -> Tensor:
         """Both ``(b, channels, d, h, w)``; the detail is resized to the semantic grid where they differ."""
         if detail.shape[2:] != semantic.shape[2:]:
             detail = F.interpolate(detail, size=semantic.shape[2:], mode="trilinear", align_corners=False)
-        # the two halves of the convolution, so that nothing is concatenated
-        of_semantic, of_detail = self.gate.weight.split(semantic.shape[1], dim=1)
-        gate = F.conv3d(semantic, of_semantic, self.gate.bias).add_(F.conv3d(detail, of_detail)).sigmoid_()
-        return torch.addcmul(semantic, gate, detail)
+        return torch.addcmul(semantic, torch.sigmoid(self.gate(semantic, detail)), detail)
