@@ -3,16 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import flops
 from nnunetv2_dinomed3d.network_architecture import winograd
 from nnunetv2_dinomed3d.network_architecture.winograd import Conv3x3x3, conv3d
-
-
-def multiplications(conv: Conv3x3x3, x: torch.Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        conv(x)
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("size", [(8, 24, 24), (9, 22, 21), (7, 30, 20), (16, 16, 17)])  # not all multiples of four
@@ -26,7 +20,7 @@ def test_equals_the_convolution(
     conv, x = Conv3x3x3(128, 130), torch.randn(2, 128, *size)
     expected = F.conv3d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
     scale = expected.abs().max()
-    assert multiplications(conv, x) < 0.6 * 2 * 27 * 128 * 130 * 2 * x[0, 0].numel()
+    assert flops(lambda: conv(x)) < 0.6 * 2 * 27 * 128 * 130 * 2 * x[0, 0].numel()
     assert (conv(x) - expected).abs().max() < 1e-5 * scale
     assert (conv3d(x, conv.weight) - (expected - conv.bias.double()[:, None, None, None])).abs().max() < 1e-5 * scale
 
@@ -46,4 +40,4 @@ def test_elsewhere_it_is_the_convolution_itself(kind: str) -> None:
     conv, x = Conv3x3x3(channels, channels).to(dtype), torch.randn(1, channels, *size, dtype=dtype)
     with torch.set_grad_enabled(kind == "gradients"):
         assert torch.equal(conv(x), F.conv3d(x, conv.weight, conv.bias, padding=1))
-        assert multiplications(conv, x) == 2 * 27 * channels**2 * x[0, 0].numel()
+        assert flops(lambda: conv(x)) == 2 * 27 * channels**2 * x[0, 0].numel()

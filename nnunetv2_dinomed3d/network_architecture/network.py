@@ -262,7 +262,7 @@ class DINOMed3D(Recomputed):
         return self.encoder(x, not self.bare_slabs, levels)
 
     def checkpoint_activations(self, enable: bool = True) -> None:
-        """Recompute ViT blocks and all that follows the ViT in the backward pass instead of keeping what they saved."""
+        """Recompute ViT blocks and all after the ViT but costly convolutions in the backward pass, and keep less."""
         self.encoder.vit.set_grad_checkpointing(enable)
         for module in self.modules():
             if isinstance(module, Recomputed):
