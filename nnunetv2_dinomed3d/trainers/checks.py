@@ -1,6 +1,5 @@
 """What is wrong with a user's settings or data, found before training starts."""
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,25 +7,6 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.configuration import default_num_processes
-
-from nnunetv2_dinomed3d.weights import WEIGHTS_VARIABLE
-from nnunetv2_dinomed3d.weights.stage1 import STAGE1_VARIABLE
-
-PREFIX = "DINOMED3D_"
-VARIABLES = (WEIGHTS_VARIABLE, STAGE1_VARIABLE)
-
-
-def check_environment() -> None:
-    """Refuse a misspelt setting, which would silently be ignored.
-
-    Raises:
-        ValueError: an environment variable begins as ours do, but is none of them.
-    """
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in VARIABLES)
-    if unknown:
-        raise ValueError(
-            f"{unknown[0]} is set, which is no setting. There are {', '.join(VARIABLES)}: unset or rename it."
-        )
 
 
 def check_mirroring(slab_depth: int, mirror_axes: Sequence[int] | None) -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from nnunetv2_dinomed3d.weights.stage1 import STAGE1_VARIABLE, Stage1Checkpoint
+from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE
+from nnunetv2_dinomed3d.weights.stage1 import Stage1Checkpoint
 
 
 def require_one_start(stages: Collection[int], has_weights: bool) -> None:

@@ -27,7 +27,8 @@ from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
 from nnunetv2_dinomed3d.network_architecture.network import Proxy, has_bfloat16
-from nnunetv2_dinomed3d.trainers.checks import check_cases, check_environment, check_mirroring
+from nnunetv2_dinomed3d.settings import check_environment
+from nnunetv2_dinomed3d.trainers.checks import check_cases, check_mirroring
 from nnunetv2_dinomed3d.trainers.memory import TrainingMemory, memory_warning, visible_gpu_memory
 from nnunetv2_dinomed3d.trainers.progress import StagedLogger
 from nnunetv2_dinomed3d.trainers.reuse import leaked_cases, require_one_start

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-WEIGHTS_VARIABLE = "DINOMED3D_WEIGHTS"
+from nnunetv2_dinomed3d.settings import WEIGHTS_VARIABLE
 
 WEIGHTS_FILE = "model.safetensors"
 """Its name in the folders that Hugging Face transformers writes, and in timm's repositories."""

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE
 from nnunetv2_dinomed3d.weights.files import read_checkpoint, sha256
-
-STAGE1_VARIABLE = "DINOMED3D_STAGE1"
 
 
 @dataclass(frozen=True)
