@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2_dinomed3d.evaluation.dataset import folder_of, folds_in, model_name, read_json
+from nnunetv2_dinomed3d.dataset_json import read_json
+from nnunetv2_dinomed3d.evaluation.dataset import folder_of, folds_in, model_name
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_dinomed3d.dataset_json import read_json
 from nnunetv2_dinomed3d.evaluation.cases import is_validated
-from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, folder_of, model_name, read_json
+from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, folder_of, model_name
 
 EXPORTED = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
 

@@ -1,13 +1,15 @@
 """nnU-Net's folders and what its ``dataset.json`` says, read without nnU-Net."""
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from nnunetv2_dinomed3d.dataset_json import read_dataset_json
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+MEAN = "mean of labels"
+"""A row of the report beside those of the labels."""
 
 
 def folder_of(variable: str) -> Path:
@@ -39,16 +41,6 @@ def dataset_name(name_or_id: str) -> str:
     return names[0]
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; ValueError if there is none or it is broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-
-
 @dataclass(frozen=True)
 class Description:
     """What is measured.
@@ -67,26 +59,20 @@ class Description:
 
 
 def read_description(path: Path) -> Description:
-    """Labels, regions, ignore label and file ending of a ``dataset.json``."""
-    content = read_json(path)
-    for key in ("labels", "file_ending"):
-        if key not in content:
-            raise ValueError(f"{path} has no {key!r}: nnU-Net's dataset.json needs it")
-    if content["file_ending"] not in ENDINGS:
+    """Labels, regions, ignore label and file ending of a ``dataset.json``.
+
+    Raises:
+        ValueError: it is malformed, or what it describes cannot be measured.
+    """
+    found = read_dataset_json(path)
+    if found.ending not in ENDINGS:
         raise ValueError(
-            f"{path}: files that end with {content['file_ending']!r} do not say their spacing in mm, which distances "
+            f"{path}: files that end with {found.ending!r} do not say their spacing in mm, which distances "
             f"and volumes need; only {', '.join(ENDINGS)} are measured"
         )
-    values = {
-        name: tuple(int(v) for v in (value if isinstance(value, list) else [value]))
-        for name, value in content["labels"].items()
-    }
-    ignore = values.pop("ignore", None)
-    everything = frozenset(v for group in values.values() for v in group) | {0}
-    labels = {name: group for name, group in values.items() if name != "background" and group != (0,)}
-    if not labels:
-        raise ValueError(f"{path} names no label but the background: there is nothing to measure")
-    return Description(labels, everything, ignore[0] if ignore else None, content["file_ending"])
+    if MEAN in found.labels:
+        raise ValueError(f"{path}: the report itself has a row {MEAN!r}: call the label of that name otherwise")
+    return Description(found.labels, found.values, found.ignore, found.ending)
 
 
 def find_description(dataset: str) -> Path:

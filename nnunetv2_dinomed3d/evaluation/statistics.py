@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import wilcoxon
 
+from nnunetv2_dinomed3d.evaluation.dataset import MEAN
 from nnunetv2_dinomed3d.evaluation.measure import Measurement
 
 SEED = 20260101
 RESAMPLES = 10_000
-MEAN = "mean of labels"
 NO_DIFFERENCE = 1e-9
 
 

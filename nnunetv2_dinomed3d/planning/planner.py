@@ -7,7 +7,8 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_dinomed3d.evaluation.dataset import folder_of, read_json
+from nnunetv2_dinomed3d.dataset_json import read_json
+from nnunetv2_dinomed3d.evaluation.dataset import folder_of
 from nnunetv2_dinomed3d.trainers.memory import GB, Choice, TrainingMemory
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 
