@@ -1,0 +1,7 @@
+"""``python -m nnunetv2_dinomed3d``: the command ``dinomed3d`` of this Python."""
+
+import sys
+
+from nnunetv2_dinomed3d.cli import main
+
+sys.exit(main())
