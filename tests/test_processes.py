@@ -1,0 +1,192 @@
+"""Children end with their parent, however it ends; commands are told of signals, and nothing is left of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_dinomed3d.processes import STOP_SIGNALS, Commands, Stopped
+
+POOLS = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from nnunetv2_dinomed3d.processes import STOP_SIGNALS, children_end_with_us, end_with_parent
+
+def busy(name):
+    print("child", os.getpid(), name, flush=True)
+    while True:
+        sum(range(1000))
+
+if __name__ == "__main__":
+    print("child", os.getpid(), flush=True)
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    pool.submit(busy, "own pool")
+    with children_end_with_us():
+        others = multiprocessing.get_context("spawn").Pool(1)
+        others.apply_async(busy, ("pool of others",))
+        with children_end_with_us(ignore=STOP_SIGNALS):
+            for method in ("fork", "forkserver"):
+                multiprocessing.get_context(method).Process(target=busy, args=(method,)).start()
+    time.sleep(600)
+"""
+
+COMMAND = """
+import os, signal, subprocess, sys, time
+if len(sys.argv) > 1:
+    def saved(number, frame):
+        print("told of", signal.Signals(number).name, flush=True)
+        time.sleep(0.5)
+        sys.exit(75)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
+        signal.signal(getattr(signal, name), saved if sys.argv[1] == "saves" else signal.SIG_IGN)
+    child = subprocess.Popen([sys.executable, "-I", "-c", "import signal, time; "
+        "[signal.signal(n, signal.SIG_IGN) for n in (1, 2, 10, 15)]; print('child 0', flush=True); time.sleep(600)"])
+    print("child", os.getpid(), flush=True)
+    print("child", child.pid, flush=True)
+    assert sys.stdin.read() == ""
+    time.sleep(600)
+"""
+
+RUNNER = """
+import os, sys
+from nnunetv2_dinomed3d.processes import Commands
+with Commands() as commands:
+    print("child", os.getpid(), flush=True)
+    print("child", commands._watcher.pid, flush=True)
+    print("ended with", commands.run([sys.executable, *sys.argv[1:]]))
+"""
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def await_end(pids: Iterable[int], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if running(pid)]:
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.05)
+
+
+def start(tmp_path: Path, script: str, *words: str) -> subprocess.Popen:
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    here = tmp_path / "here"
+    here.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, path, *words], stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=here
+    )
+
+
+def children(process: subprocess.Popen, number: int) -> dict[int, str]:
+    """The first that say "child PID NAME"; PID 0 is none."""
+    found = {}
+    for line in process.stdout:
+        word, *rest = line.split()
+        if word == "child":
+            found[int(rest[0])] = " ".join(rest[1:])
+        if len(found) == number:
+            break
+    return {pid: name for pid, name in found.items() if pid}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=lambda number: number.name)
+def test_pools_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, POOLS)
+    pids = children(process, 5)
+    assert all(map(running, pids))
+    process.send_signal(number)  # to the parent alone
+    process.wait()
+    await_end(pids)
+
+
+def test_workers_ignore_what_their_parent_decides(tmp_path: Path) -> None:
+    """Signals to the whole group leave them to the parent: no worker dies, and prints, before it has saved."""
+    process = start(tmp_path, POOLS)
+    pids = children(process, 5)
+    workers = [pid for pid, name in pids.items() if name in ("fork", "forkserver")]
+    assert len(workers) == 2
+    for pid in workers:
+        for number in STOP_SIGNALS:
+            os.kill(pid, number)
+    time.sleep(0.5)
+    assert all(map(running, workers))
+    process.kill()
+    await_end(pids)
+
+
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGKILL], ids=lambda number: number.name)
+def test_commands_end_with_us(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "command.py").write_text(COMMAND)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "signal.py").write_text("raise SystemExit('a file of the current folder was imported')")
+    process = start(tmp_path, RUNNER, str(tmp_path / "command.py"), "saves")
+    pids = children(process, 5)
+    assert len(pids) == 4
+    os.killpg(process.pid, number)
+    rest = process.stdout.read()
+    code = process.wait()
+    await_end(pids)
+    if number == signal.SIGKILL:
+        assert "told of SIGTERM" in rest
+        assert code == -signal.SIGKILL
+    else:
+        assert f"told of {number.name}" in rest
+        assert code == 128 + number
+
+
+def test_a_command_that_will_not_end_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "command.py").write_text(COMMAND)
+    process = start(tmp_path, RUNNER, str(tmp_path / "command.py"), "refuses")
+    pids = children(process, 5)
+    process.kill()
+    process.wait()
+    await_end(pids)
+
+
+def test_exit_codes_output_and_environment(capfd: pytest.CaptureFixture) -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    script = "import os, sys; print(os.environ.get('WORD')); print('two', file=sys.stderr); sys.exit(3)"
+    with Commands() as commands:
+        assert commands.run([sys.executable, "-c", script], {**os.environ, "WORD": "one"}, prefix="[GPU 1] ") == 3
+        assert commands.run([sys.executable, "-c", "print('plain')"]) == 0
+        assert commands.run([sys.executable, "-c", "import os; os.abort()"]) == -signal.SIGABRT
+        with pytest.raises(FileNotFoundError):
+            commands.run(["no-such-command"])
+    assert sorted(capfd.readouterr().out.split("\n")) == ["", "[GPU 1] one", "[GPU 1] two", "plain"]
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_stopped_between_commands_and_in_threads() -> None:
+    with pytest.raises(Stopped) as caught, Commands():
+        signal.raise_signal(signal.SIGUSR1)
+    assert caught.value.code == 128 + signal.SIGUSR1
+    outcomes = []
+
+    def row(commands: Commands) -> None:
+        for _ in range(2):
+            try:
+                outcomes.append(commands.run([sys.executable, "-c", "import time; time.sleep(600)"]))
+            except Stopped as stopped:
+                outcomes.append(stopped.signal)
+
+    with Commands() as commands:
+        rows = [threading.Thread(target=row, args=(commands,)) for _ in range(2)]
+        for thread in rows:
+            thread.start()
+        while len(commands._running) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        for thread in rows:
+            thread.join()
+    assert outcomes == [signal.SIGTERM] * 4
+    assert commands.stopped_by == signal.SIGTERM
