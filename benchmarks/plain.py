@@ -139,7 +139,7 @@ def _upernet(upernet: Any, levels: list[Tensor]) -> Tensor:
         outputs.insert(0, _conv_norm_act(upernet.smooth[i], lateral + _resize(outputs[0], lateral)))
     joined = torch.cat([_resize(output, outputs[0]) for output in outputs], dim=1)
     fusion, dropout = upernet.fusion
-    return F.dropout3d(_conv_norm_act(fusion, joined), dropout.p, dropout.training)
+    return F.dropout(_conv_norm_act(fusion, joined), dropout.p, dropout.training)
 
 
 def _residual(block: Any, x: Tensor, stride: int = 1) -> Tensor:

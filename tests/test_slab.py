@@ -50,13 +50,18 @@ def test_inflation_keeps_the_response_to_a_constant(slab_depth: int, channels: i
 @pytest.mark.parametrize(
     ("patch_size", "scale"),
     [
-        ((40, 56, 40), 4),  # hippocampus
+        ((40, 56, 40), 4),  # hippocampus: 224 pixels
         ((24, 256, 256), 2),  # 512 pixels in plane, 24,576 tokens
-        ((33, 256, 256), 1),  # 33,792 tokens at 2
-        ((32, 128, 128), 4),  # 512 pixels, exactly 32,768 tokens
-        ((33, 128, 128), 2),
-        ((4, 130, 20), 2),  # the longer side counts
+        ((48, 256, 256), 2),  # exactly 49,152 tokens
+        ((49, 256, 256), 1),
+        ((16, 362, 20), 2),  # 724 pixels are nearer to 512 than 362 are, as a ratio
+        ((16, 363, 20), 1),
+        ((16, 181, 20), 4),
+        ((16, 182, 20), 2),
+        ((49, 128, 128), 2),  # 50,176 tokens at 4
+        ((4, 130, 20), 4),  # the longer side counts
         ((1, 16, 16), 4),
+        ((16, 512, 512), 1),  # the paper's
         ((128, 512, 512), 1),  # 1 is always allowed
     ],
 )
@@ -72,3 +77,16 @@ def test_padded_side_is_whole_tokens(side: int, scale: int, padded: int) -> None
 def test_a_slab_has_slices() -> None:
     with pytest.raises(ValueError, match=r"slab_depth is 0.*at least one"):
         InterSliceContextEmbedding(1, 8, 0)
+
+
+@pytest.mark.parametrize(
+    "patch_size",
+    [  # of nnU-Net's default planner for 8 GB: Pancreas, Colon, ACDC, BraTS, Heart, HepaticVessel, Spleen, AMOS, Prostate
+        *[(40, 224, 224), (56, 192, 160), (20, 256, 224), (128, 128, 128), (80, 192, 160), (64, 192, 192)],
+        *[(64, 192, 160), (64, 160, 224), (48, 192, 192), (20, 320, 256)],
+    ],
+)
+def test_stock_patches_have_enough_tokens(patch_size: tuple[int, int, int]) -> None:
+    """The paper's slices have 32 x 32; with fewer than about 16 a side, the ViT sees next to nothing."""
+    scale = in_plane_scale(patch_size)
+    assert max(patch_size[1:]) * scale / 16 >= 16

@@ -28,7 +28,7 @@ class UPerNet3D(Recomputed):
     Args:
         channels: of each input level and of the result.
         levels: how many.
-        dropout: on the joined features.
+        dropout: on the joined features, of each value on its own.
     """
 
     def __init__(self, channels: int, levels: int = 4, dropout: float = 0.1) -> None:
@@ -41,7 +41,7 @@ class UPerNet3D(Recomputed):
         self.bottleneck = _conv_norm_act(channels + len(POOL_SCALES) * pooled_channels, channels, 3)
         self.laterals = nn.ModuleList(_conv_norm_act(channels, channels, 1) for _ in range(levels - 1))
         self.smooth = nn.ModuleList(_conv_norm_act(channels, channels, 3) for _ in range(levels - 1))
-        self.fusion = nn.Sequential(_conv_norm_act(levels * channels, channels, 3), nn.Dropout3d(dropout))
+        self.fusion = nn.Sequential(_conv_norm_act(levels * channels, channels, 3), nn.Dropout(dropout))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Maps ``(b, channels, d_i, h_i, w_i)``, fine to coarse, to one on the finest grid."""

@@ -4,7 +4,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
-from nnunetv2_dinomed3d.network_architecture.slab import MAX_SCALED_SIDE, PATCH, in_plane_scale, padded_side
+from nnunetv2_dinomed3d.network_architecture.slab import PAPERS_SIDE, PATCH, SCALES, in_plane_scale, padded_side
 
 CLIP_DEPTH = 16
 """Slices of the paper's clip."""
@@ -29,10 +29,10 @@ def candidates(median_shape: Sequence[float]) -> list[list[PatchSize]]:
     """
     depth, *in_plane = (max(1, round(side)) for side in median_shape)
     depth = min(depth, CLIP_DEPTH)
-    in_plane = [min(side, MAX_SCALED_SIDE) for side in in_plane]
+    in_plane = [min(side, PAPERS_SIDE) for side in in_plane]
     longest = max(in_plane)
     lists = []
-    for scale in (1, 2, 4):
+    for scale in SCALES:
         step = PATCH // scale
         patches = []
         for longer in range(padded_side(longest, scale), min(longest, MIN_SIDE) - 1, -step):

@@ -13,25 +13,28 @@ from torch import Tensor, nn
 PATCH = 16
 """Side of a ViT patch in pixels of the (scaled) slice."""
 
-MAX_SCALED_SIDE = 512
-MAX_TOKENS = 32_768
+SCALES = (1, 2, 4)
+"""In-plane scales S."""
+
+PAPERS_SIDE = 512
+"""Pixels of the paper's slices, in plane (section 3.1)."""
+
+MAX_TOKENS = 49_152
+"""Of a patch that is enlarged; the paper's clip of 16 x 512 x 512 has 16,384."""
 
 
 def in_plane_scale(patch_size: Sequence[int]) -> int:
     """Factor S by which slices are enlarged before they are cut into tokens.
 
-    The largest of 1, 2, 4 that keeps the longer side at or under 512 pixels and the whole patch at or under
-    32,768 tokens (``D * H * W * S^2 / 256``); 1 is always allowed.
+    Of 1, 2 and 4 the one that brings the longer side nearest to the paper's 512 pixels, as a ratio, among those that
+    keep the patch at or under 49,152 tokens (``D * H * W * S^2 / 256``); 1 is always allowed.
 
     Args:
         patch_size: ``(D, H, W)`` in voxels.
     """
     depth, height, width = patch_size
-    for scale in (4, 2):
-        tokens = depth * height * width * scale**2 / PATCH**2
-        if max(height, width) * scale <= MAX_SCALED_SIDE and tokens <= MAX_TOKENS:
-            return scale
-    return 1
+    allowed = [s for s in SCALES if s == 1 or depth * height * width * s**2 <= MAX_TOKENS * PATCH**2]
+    return min(allowed, key=lambda scale: abs(math.log(max(height, width) * scale / PAPERS_SIDE)))
 
 
 def padded_side(side: int, scale: int) -> int:
@@ -101,7 +104,6 @@ class InterSliceContextEmbedding(nn.Module):
     @torch.no_grad()
     def load_patch_embedding(self, weight: Tensor, bias: Tensor) -> None:
         """Start from a 2D ViT's patch embedding: weight ``(E, 3, 16, 16)``, bias ``(E,)``."""
-        channels, depth = self.conv.in_channels, self.slab_depth
-        self.conv.weight.copy_(inflate_patch_embedding(weight, channels, depth))
-        assert self.conv.bias is not None
-        self.conv.bias.copy_(bias)
+        conv = getattr(self.conv, "base_layer", self.conv)  # peft's name for it, where it carries LoRA
+        conv.weight.copy_(inflate_patch_embedding(weight, conv.in_channels, self.slab_depth))
+        conv.bias.copy_(bias)
