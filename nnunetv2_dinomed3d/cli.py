@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d.processes import Stopped
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -198,7 +199,7 @@ def _ending_on_signals() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         if os.getpid() == owner:
             received.append(number)
-        raise SystemExit(128 + number)
+        raise Stopped(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # not nohup's
@@ -210,8 +211,7 @@ def _ending_on_signals() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         if received:  # whatever else came of it
-            _tell(f"ended by {signal.Signals(received[0]).name}")
-            raise SystemExit(128 + received[0])
+            raise Stopped(received[0])
 
 
 def _run(words: Sequence[str]) -> int:
@@ -252,10 +252,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _ending_on_signals():
             return _run(sys.argv[1:] if argv is None else argv)
+    except Stopped as stopped:
+        _tell(f"ended by {stopped.signal.name}")
+        raise
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        _tell("interrupted")
+        _tell("ended by SIGINT")
         return 128 + signal.SIGINT
     except Exception as error:
         if sys.flags.dev_mode:
