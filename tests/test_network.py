@@ -364,7 +364,7 @@ def test_rope_is_rescaled_in_stage_1s_training_only(stage: int, training: bool) 
 
 def test_rope_rescaling_draws_a_factor_between_a_half_and_two() -> None:
     """Log-uniform, one for all coordinates, as DINOv3 was trained."""
-    rope = tiny(rope_rescale=2.0).train().encoder.vit.rope.train()
+    rope = tiny(rope_rescale=2.0).train().encoder.vit.rope.rope.train()
     coordinates = torch.tensor([[0.5, -0.25]])
     factors = torch.stack([rope._apply_coord_augs(coordinates) / coordinates for _ in range(200)])
     assert torch.allclose(factors[..., 0], factors[..., 1])

@@ -1,6 +1,6 @@
 """Slab encoder: ICE and a DINOv3 ViT with LoRA (context stream of DINO-Med3D, stages 1 and 2)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -16,6 +16,11 @@ from nnunetv2_dinomed3d.network_architecture.slice_cache import SliceCache
 
 LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc1_g|fc1_x|fc2))"
 """Linear layers of the Transformer blocks; ``fc1_g`` and ``fc1_x`` are of a SwiGLU MLP (plus-sized ViTs)."""
+
+NO_LORA_ON_ICE = (
+    "The weights are of a network without LoRA on the patch embedding (ICE), which this one has: of another trainer or "
+    "of _released in an older nnunetv2_dinomed3d. Use the trainer and the version that wrote them, or train anew."
+)
 
 FEATURE_LEVELS = 4
 
@@ -38,6 +43,11 @@ def _require_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[
 
 def _lora_layers(module: nn.Module) -> list[LoraLayer]:
     return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+
+
+def _require_lora_on_ice(ice: nn.Module, weights: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    if f"{prefix}conv.weight" in weights:
+        raise ValueError(NO_LORA_ON_ICE)
 
 
 @contextmanager
@@ -70,6 +80,29 @@ def _merged_lora_while_it_runs(block: nn.Module) -> Iterator[None]:
         merged.close()
 
 
+class BlockwiseRope(nn.Module):
+    """timm's RoPE, in training with coordinates rescaled by a factor that is drawn for each block, as in DINOv3.
+
+    timm itself draws one for all blocks. The tables are made before the blocks run: what is recomputed in the backward
+    pass has those of the forward pass.
+
+    Args:
+        rope: timm's.
+        blocks: of the ViT.
+        rescale: R; factors are between 1 / R and R, their logarithms uniform.
+    """
+
+    def __init__(self, rope: Any, blocks: int, rescale: float) -> None:
+        super().__init__()
+        self.rope, self.blocks = rope, blocks
+        self.rope.rescale_coords, self.rope.aug_active = rescale, True
+
+    def get_embed(self, shape: tuple[int, int]) -> list[Tensor]:
+        """Of each block its table, sine and cosine ``(h w, 2 * head width)``, for a grid of ``(h, w)`` tokens."""
+        get_embed: Callable[[tuple[int, int]], Tensor] = self.rope.get_embed
+        return [get_embed(shape) for _ in range(self.blocks)] if self.training else [get_embed(shape)] * self.blocks
+
+
 class TokenGrid(nn.Module):
     """Stands where timm's ViT has its patch embedding, for input that ICE has embedded already."""
 
@@ -93,8 +126,10 @@ class SlabEncoder(nn.Module):
         vit_kwargs: overrides for timm's model, e.g. to make it smaller.
         lora_rank, lora_alpha, lora_dropout: of every LoRA.
         rope_rescale: R; in training the coordinates that RoPE encodes are multiplied by a random factor between 1 / R
-            and R, one for each forward pass, as in DINOv3's own training (R = 2). None: never. Only what is trained
-            is in training mode: not in stage 2.
+            and R, one for each block of each forward pass, as in DINOv3's own training (R = 2). None: never. Only what
+            is trained is in training mode: not in stage 2.
+        rope_rescale_frozen: rescale in training also where the ViT is frozen, as the released code does in stage 2.
+        lora_on_ice: whether ICE's convolution carries LoRA too, as the released code's patch embedding does.
         qkv_bias: give the qkv layers a bias, which the ViTs that Meta released do not have.
 
     Attributes:
@@ -115,6 +150,8 @@ class SlabEncoder(nn.Module):
         lora_alpha: int,
         lora_dropout: float,
         rope_rescale: float | None = None,
+        rope_rescale_frozen: bool = False,
+        lora_on_ice: bool = False,
         qkv_bias: bool = False,
     ) -> None:
         super().__init__()
@@ -127,18 +164,25 @@ class SlabEncoder(nn.Module):
                 block.attn.qkv = nn.Linear(qkv.in_features, qkv.out_features)
                 nn.init.zeros_(block.attn.qkv.bias)
         if rope_rescale is not None:
-            self.vit.rope.rescale_coords = rope_rescale
-            self.vit.rope.aug_active = True
+            self.vit.rope = BlockwiseRope(self.vit.rope, len(self.vit.blocks), rope_rescale)
+            self.vit.rope_mixed = True  # timm's name for: each block has a table of its own
+        self.rope_rescale_frozen = rope_rescale_frozen
         self.ice = InterSliceContextEmbedding(in_channels, self.embed_dim, slab_depth)
 
         depth = len(self.vit.blocks)
         # the four quarters of the ViT's depth
         self.feature_blocks = [depth * (i + 1) // FEATURE_LEVELS - 1 for i in range(FEATURE_LEVELS)]
 
-        lora = LoraConfig(
-            r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=LORA_TARGETS, bias="none"
-        )
-        inject_adapter_in_model(lora, self.vit)
+        def add_lora(module: nn.Module, targets: str) -> None:
+            lora = LoraConfig(
+                r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets, bias="none"
+            )
+            inject_adapter_in_model(lora, module)
+
+        add_lora(self.vit, LORA_TARGETS)
+        if lora_on_ice:
+            add_lora(self.ice, "conv")
+            self.ice.register_load_state_dict_pre_hook(_require_lora_on_ice)
         self._slice_cache: SliceCache | None = None
         self.trained: Trained = "all"
         self.train_only("all")
@@ -172,8 +216,8 @@ class SlabEncoder(nn.Module):
     def _vit_features(self, slices: Tensor, levels: int) -> list[Tensor]:
         """``(n, E, h, w)`` to as many maps of the same shape."""
         at_once = max(1, TOKENS_AT_ONCE // slices.shape[-2:].numel())
-        # in training RoPE's rescaling is drawn once for all slices
-        chunks = [slices] if self.training and self.trained == "all" else slices.split(at_once)
+        # RoPE's rescaling is drawn once for all slices
+        chunks = [slices] if self.vit.rope.training else slices.split(at_once)
         features = [
             self.vit.forward_intermediates(chunk, indices=self.feature_blocks[-levels:], intermediates_only=True)
             for chunk in chunks
@@ -205,16 +249,18 @@ class SlabEncoder(nn.Module):
         """As for any module, but what is frozen stays in eval mode; LoRA's dropout follows ``mode``."""
         super().train(mode and self.trained == "all")
         self.training = mode
+        if self.rope_rescale_frozen:
+            self.vit.rope.train(mode)
         for layer in self.lora_layers():
             layer.lora_dropout.train(mode)
         return self
 
     def lora_layers(self) -> list[LoraLayer]:
-        """The ViT's linear layers that carry LoRA matrices."""
-        return _lora_layers(self.vit)
+        """The layers that carry LoRA matrices: linear ones of the ViT, and ICE's convolution where it does."""
+        return _lora_layers(self)
 
     def merged_lora(self) -> AbstractContextManager[None]:
-        """While open, LoRA is folded into the weights; afterwards these are what they were, bit by bit."""
+        """While open, the ViT's LoRA is folded into its weights; afterwards these are what they were, bit by bit."""
         return _merged_lora(self.vit)
 
     def _pretrained_names(self) -> dict[str, str]:
@@ -252,7 +298,10 @@ class SlabEncoder(nn.Module):
         Raises:
             ValueError: a tensor is missing, left over or of another shape.
         """
-        weights = {name: tensor for name, tensor in weights.items() if ".lora_" not in name}
-        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items() if ".lora_" not in name}
-        _require_shapes(weights, own, "Trained with another variant, slab depth K or number of image channels?")
-        self.load_state_dict(weights, strict=False)
+        # ICE has peft's base_layer in its names where it carries LoRA
+        weights = {name.replace(".base_layer", ""): w for name, w in weights.items() if ".lora_" not in name}
+        own = self.state_dict()
+        names = {name.replace(".base_layer", ""): name for name in own if ".lora_" not in name}
+        expected = {name: tuple(own[mine].shape) for name, mine in names.items()}
+        _require_shapes(weights, expected, "Trained with another variant, slab depth K or number of image channels?")
+        self.load_state_dict({mine: weights[name] for name, mine in names.items()}, strict=False)

@@ -110,7 +110,7 @@ class DINOMed3D(Recomputed):
         detail_channels: width of the detail stream at full scale.
         lora_rank, lora_alpha, lora_dropout: of every LoRA.
         depth_alignment: see `adapter.Adapter3D`.
-        rope_rescale: see `encoder.SlabEncoder`.
+        rope_rescale, rope_rescale_frozen, lora_on_ice: see `encoder.SlabEncoder`.
         train_encoder: whether stage 1 trains ICE and ViT, or only the proxy head (Table 3, row 1).
         proxy: what predicts in stage 1: the linear head, or a UPerNet (Table 3, row 6).
         detail_stream: whether stage 2 has one, and with it the fusion and the refinement (Table 3, row 3: not).
@@ -138,6 +138,8 @@ class DINOMed3D(Recomputed):
         lora_dropout: float = 0.1,
         depth_alignment: DepthAlignment = "exact",
         rope_rescale: float | None = 2.0,
+        rope_rescale_frozen: bool = False,
+        lora_on_ice: bool = False,
         train_encoder: bool = True,
         proxy: Proxy = "linear",
         detail_stream: bool = True,
@@ -162,6 +164,8 @@ class DINOMed3D(Recomputed):
             lora_alpha,
             lora_dropout,
             rope_rescale,
+            rope_rescale_frozen,
+            lora_on_ice,
             qkv_bias,
         )
         embed_dim, token_stride = self.encoder.embed_dim, self.encoder.stride // scale
@@ -356,6 +360,8 @@ def build_dinomed3d(
     slab_depth: int = 3,
     depth_alignment: DepthAlignment = "exact",
     rope_rescale: float | None = 2.0,
+    rope_rescale_frozen: bool = False,
+    lora_on_ice: bool = False,
     train_encoder: bool = True,
     proxy: Proxy = "linear",
     detail_stream: bool = True,
@@ -369,7 +375,8 @@ def build_dinomed3d(
         num_classes: N, segmentation heads.
         patch_size: ``(D, H, W)``; decides the in-plane scale. Volumes of other sizes can be passed all the same.
         slab_depth: K.
-        depth_alignment, rope_rescale, train_encoder, proxy, detail_stream, mixed_precision: see `DINOMed3D`.
+        depth_alignment, rope_rescale, rope_rescale_frozen, lora_on_ice, train_encoder, proxy, detail_stream,
+            mixed_precision: see `DINOMed3D`.
     """
     if variant not in VARIANTS:
         raise ValueError(f"There is no variant {variant!r}; there are {', '.join(VARIANTS)}.")
@@ -382,6 +389,8 @@ def build_dinomed3d(
         **size.options(),
         depth_alignment=depth_alignment,
         rope_rescale=rope_rescale,
+        rope_rescale_frozen=rope_rescale_frozen,
+        lora_on_ice=lora_on_ice,
         train_encoder=train_encoder,
         proxy=proxy,
         detail_stream=detail_stream,
