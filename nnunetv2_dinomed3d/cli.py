@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d.evaluation.dataset import dataset_name
 from nnunetv2_dinomed3d.processes import Stopped
 
 Handler = Callable[[argparse.Namespace], int]
@@ -88,10 +89,26 @@ def _convert(command: argparse.ArgumentParser) -> Handler:
 
 
 def _plan(command: argparse.ArgumentParser) -> Handler:
-    from nnunetv2_dinomed3d.planning import plan
+    def run(args: argparse.Namespace) -> int:
+        dataset_name(args.d)  # what is mistyped is told before PyTorch is imported
+        from nnunetv2_dinomed3d.planning.plan import run_plan
 
-    plan.add_arguments(command)
-    return plan.run_plan
+        return run_plan(args)
+
+    command.add_argument("-d", required=True, metavar="DATASET", help="number or name of nnU-Net's data set")
+    command.add_argument(
+        "-gpu_memory_target",
+        type=float,
+        metavar="GB",
+        help="memory of one GPU (default: that of the visible one; 24 without a GPU)",
+    )
+    command.add_argument(
+        "-tr", default="nnUNetTrainerDINOMed3D", metavar="TRAINER", help="trainer to plan for (default: %(default)s)"
+    )
+    command.add_argument(
+        "-p", default="nnUNetPlans", metavar="PLANS", help="plans the data was preprocessed with (default: %(default)s)"
+    )
+    return run
 
 
 def _compare(command: argparse.ArgumentParser) -> Handler:
@@ -109,10 +126,34 @@ def _crossval(command: argparse.ArgumentParser) -> Handler:
 
 
 def _look(command: argparse.ArgumentParser) -> Handler:
-    from nnunetv2_dinomed3d.look import run
+    def run(args: argparse.Namespace) -> int:
+        dataset_name(args.d)  # what is mistyped is told before PyTorch is imported
+        from nnunetv2_dinomed3d.look.run import run_look
 
-    run.add_arguments(command)
-    return run.run_look
+        return run_look(args)
+
+    command.add_argument(
+        "case", metavar="CASE", help="a preprocessed case's identifier, or a raw image's file (..._0000.nii.gz)"
+    )
+    command.add_argument("-d", required=True, metavar="DATASET", help="number or name of nnU-Net's data set")
+    command.add_argument(
+        "-tr", nargs="+", required=True, metavar="TRAINER", help="DINO-Med3D's trainers; a PNG for each"
+    )
+    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans (default: %(default)s)")
+    command.add_argument("-c", default="3d_fullres", metavar="CONFIG", help="configuration (default: %(default)s)")
+    command.add_argument("-f", default="0", metavar="FOLD", help="fold (default: %(default)s)")
+    command.add_argument(
+        "-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint in the fold (default: %(default)s)"
+    )
+    command.add_argument(
+        "--slices",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="of the preprocessed case, along its first axis (default: three of those with a label)",
+    )
+    command.add_argument("-o", type=Path, metavar="OUT", help="folder to write (default: look_CASE)")
+    return run
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Handler]]] = {
@@ -130,7 +171,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Handler]]] = 
 
 
 def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser for these words; the arguments of some commands stand with their code, which takes time to import."""
+    """The parser for these words: of the command among them it has the arguments, some of which stand with its code."""
     parser = argparse.ArgumentParser(prog="dinomed3d", description="DINO-Med3D for nnU-Net v2")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

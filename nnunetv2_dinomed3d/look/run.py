@@ -24,31 +24,6 @@ from nnunetv2_dinomed3d.weights import WeightsUnavailableError, load_pretrained_
 DPI = 150
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of ``dinomed3d look``."""
-    parser.add_argument(
-        "case", metavar="CASE", help="a preprocessed case's identifier, or a raw image's file (..._0000.nii.gz)"
-    )
-    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of nnU-Net's data set")
-    parser.add_argument(
-        "-tr", nargs="+", required=True, metavar="TRAINER", help="DINO-Med3D's trainers; a PNG for each"
-    )
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans (default: %(default)s)")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIG", help="configuration (default: %(default)s)")
-    parser.add_argument("-f", default="0", metavar="FOLD", help="fold (default: %(default)s)")
-    parser.add_argument(
-        "-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint in the fold (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--slices",
-        nargs="+",
-        type=int,
-        metavar="N",
-        help="of the preprocessed case, along its first axis (default: three of those with a label)",
-    )
-    parser.add_argument("-o", type=Path, metavar="OUT", help="folder to write (default: look_CASE)")
-
-
 @dataclass(frozen=True)
 class Model:
     """A trained model: nnU-Net's predictor with it, and its network as that of the method."""

@@ -9,27 +9,12 @@ from nnunetv2_dinomed3d.network_architecture.memory import Memory
 from nnunetv2_dinomed3d.network_architecture.slab import in_plane_scale
 from nnunetv2_dinomed3d.planning.planner import PLANS_NAME, DINOMed3DPlanner
 from nnunetv2_dinomed3d.trainers.memory import GB, Choice, visible_gpu_memory
-from nnunetv2_dinomed3d.trainers.variants.names import BASE, trainer_class
+from nnunetv2_dinomed3d.trainers.variants.names import trainer_class
 
 DEFAULT_MEMORY_GB = 24.0
 """Where no GPU is visible: that of common cards for workstations."""
 
 PARTS = [part.name for part in fields(Memory)]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of ``dinomed3d plan``."""
-    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of nnU-Net's data set")
-    parser.add_argument(
-        "-gpu_memory_target",
-        type=float,
-        metavar="GB",
-        help=f"memory of one GPU (default: that of the visible one; {DEFAULT_MEMORY_GB:.0f} without a GPU)",
-    )
-    parser.add_argument("-tr", default=BASE, metavar="TRAINER", help="trainer to plan for (default: %(default)s)")
-    parser.add_argument(
-        "-p", default="nnUNetPlans", metavar="PLANS", help="plans the data was preprocessed with (default: %(default)s)"
-    )
 
 
 def run_plan(args: argparse.Namespace) -> int:
