@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+ENTRY_MODULE = "dinomed3d_trainers"
+"""Its name, in nnU-Net's own folder of trainers and in ours."""
+
 
 def trainer_folder() -> Path:
     """The folder to export as ``nnUNet_extTrainer``."""
