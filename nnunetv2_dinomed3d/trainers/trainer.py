@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -28,7 +29,16 @@ from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_d
 from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
 from nnunetv2_dinomed3d.network_architecture.network import Proxy, has_bfloat16
 from nnunetv2_dinomed3d.settings import check_environment
-from nnunetv2_dinomed3d.trainers.checks import check_cases, check_mirroring
+from nnunetv2_dinomed3d.trainers.checks import (
+    Expected,
+    check_cases,
+    check_dataset_json,
+    check_folder,
+    check_mirroring,
+    check_split,
+    largest_raw_value,
+    once,
+)
 from nnunetv2_dinomed3d.trainers.memory import TrainingMemory, memory_warning, visible_gpu_memory
 from nnunetv2_dinomed3d.trainers.progress import StagedLogger
 from nnunetv2_dinomed3d.trainers.reuse import leaked_cases, require_one_start
@@ -83,8 +93,8 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
     Attributes:
         variant: size of the network, one of `network_architecture.VARIANTS`.
         slab_depth: K.
-        depth_alignment, rope_rescale, train_encoder, proxy, detail_stream, mixed_precision: see
-            `network_architecture.DINOMed3D`.
+        depth_alignment, rope_rescale, rope_rescale_frozen, lora_on_ice, train_encoder, proxy, detail_stream,
+            mixed_precision: see `network_architecture.DINOMed3D`.
         stages: those that are trained.
         stage1_epochs, stage2_epochs: their lengths.
         stage1_lr, stage2_lr: AdamW's initial learning rates.
@@ -101,6 +111,8 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
     slab_depth: int = 3
     depth_alignment: DepthAlignment = "exact"
     rope_rescale: float | None = 2.0
+    rope_rescale_frozen: bool = False
+    lora_on_ice: bool = False
     train_encoder: bool = True
     proxy: Proxy = "linear"
     detail_stream: bool = True
@@ -136,6 +148,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ) -> None:
         _require_3d(plans, configuration)
+        check_dataset_json(dataset_json, PlansManager(plans).get_configuration(configuration))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
         schedule = Schedule(Recipe(self.stage1_epochs, self.stage1_lr), Recipe(self.stage2_epochs, self.stage2_lr))
@@ -174,6 +187,8 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             slab_depth=cls.slab_depth,
             depth_alignment=cls.depth_alignment,
             rope_rescale=cls.rope_rescale,
+            rope_rescale_frozen=cls.rope_rescale_frozen,
+            lora_on_ice=cls.lora_on_ice,
             train_encoder=cls.train_encoder,
             proxy=cls.proxy,
             detail_stream=cls.detail_stream,
@@ -190,6 +205,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         return cast(DINOMed3D, module._orig_mod if isinstance(module, OptimizedModule) else module)
 
     def initialize(self) -> None:
+        check_folder(Path(self.preprocessed_dataset_folder))
         self._oversample_foreground_percent = self.oversample_foreground_percent
         super().initialize()
         self.module.checkpoint_activations(self.checkpoint_activations and self.device.type == "cuda")
@@ -343,6 +359,8 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         if not self.was_initialized:
             self.initialize()
         self._check_memory()
+        if not self._resumed:
+            once(self._check_split)
         self._start()  # what is wrong with the weights is told before minutes of reading cases
         if self._resumed:
             self._save_missed_best()
@@ -364,17 +382,27 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
     def _check_data(self) -> None:
         *_, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         check_mirroring(self.slab_depth, mirror_axes)
-        if self.local_rank == 0:  # one look is enough
-            self._check_cases()
-        if self.is_ddp:
-            dist.barrier()  # rank 0's look may have written splits_final.json, which all read
+        once(self._check_cases)
+
+    def _check_split(self) -> None:
+        if self.fold != "all":
+            file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+            cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+            for warning in check_split(file, self.fold, cases):
+                self.print_to_log_file(f"WARNING: {warning}.")
+        self.do_split()  # which may write the file that all read
 
     def _check_cases(self) -> None:
-        manager = self.label_manager
-        labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
         training, validation = self.get_tr_and_val_datasets()
-        for warning in check_cases(training, validation, labels):
+        expected = Expected.of(self.dataset_json, self.label_manager)
+        for warning in check_cases(training, validation, expected, self._largest_raw_value):
             self.print_to_log_file(f"WARNING: {warning}")
+
+    def _largest_raw_value(self, case: str) -> float | None:
+        if not nnUNet_raw.is_set():
+            return None
+        folder = Path(nnUNet_raw, self.plans_manager.dataset_name)
+        return largest_raw_value(folder, self.dataset_json, self.plans_manager.image_reader_writer_class(), case)
 
     def _check_memory(self) -> None:
         available = visible_gpu_memory() if self.device.type == "cuda" and self.local_rank == 0 else None
