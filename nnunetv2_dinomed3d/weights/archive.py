@@ -17,6 +17,7 @@ DIRECTORY_LIMIT = 16 << 20
 """Bytes of an archive's directory: some 100,000 members, of which the largest checkpoints here have 5,000."""
 
 _BLOCK = 1 << 20
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _END, _END_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_SIZE = 20
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -31,31 +32,29 @@ class Member:
     crc32: int
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path, fix: str = "") -> BinaryIO:
     """Open a regular file for reading. Never waits: a pipe or a device is refused, not read.
+
+    Args:
+        path: of the file.
+        fix: what to do where it cannot be read, for the error message.
 
     Raises:
         ValueError: there is no such file, it is of another kind, or it cannot be read.
     """
     try:
-        _require_regular(path, os.stat(path))
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, not a file. {fix}".strip())
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-        try:
-            _require_regular(path, os.fstat(file.fileno()))  # it could have been replaced since
-        except ValueError:
-            file.close()
-            raise
     except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist.") from error
+        raise ValueError(f"{path} does not exist. {fix}".strip()) from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error}).") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}). {fix}".strip()) from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"{path} was replaced while it was opened. {fix}".strip())
     return file
-
-
-def _require_regular(path: Path, status: os.stat_result) -> None:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file.")
 
 
 def require_sound_archive(path: Path) -> None:
@@ -85,6 +84,8 @@ def members_of(file: BinaryIO) -> dict[str, Member]:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"is damaged: its directory cannot be read ({error}).") from error
+    if not entries or entries[0].header_offset:
+        raise ValueError("is damaged: it does not begin with its first member.")
     members: dict[str, Member] = {}
     end = 0
     for entry in entries:

@@ -2,18 +2,21 @@
 
 import hashlib
 import json
-import pickle
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nnunetv2_dinomed3d.settings import WEIGHTS_VARIABLE
+from nnunetv2_dinomed3d.weights.archive import open_regular
+from nnunetv2_dinomed3d.weights.pickled import PICKLE_LIMIT, NotPlainError, read_archive, read_legacy
+
+SIZE_LIMIT = 32 << 30
+"""Bytes of a file. A checkpoint of the largest variant, ViT-H+, with its optimiser's state has 14 GB."""
 
 WEIGHTS_FILE = "model.safetensors"
 """Its name in the folders that Hugging Face transformers writes, and in timm's repositories."""
@@ -39,90 +42,112 @@ def shortened(error: BaseException) -> str:
 
 def first_keys(content: Mapping) -> str:
     """The first keys, for an error message."""
-    return ", ".join(str(key) for key in list(content)[:8]) or "none"
+    names = ", ".join(_shown(key) for key in list(content)[:8]) or "none"
+    return names if len(names) <= 400 else f"{names[:397]}..."
 
 
-def read_content(path: Path, fix: str = _FIX, mmap: bool = False) -> dict[str, Any]:
+def _shown(key: object) -> str:
+    text = str(key)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def read_content(path: Path, fix: str = _FIX) -> dict[str, Any]:
     """What is in a safetensors file, or in a PyTorch file that holds a dict of plain data (numpy's scalars included).
 
-    The content decides which it is, not the name.
+    The content decides which it is, not the name. Tensors are views of the mapped file, and not to be written to.
 
     Args:
         path: of the file.
         fix: what to do about a file that cannot be read, for the error message.
-        mmap: leave tensors on the disk until they are used, without verifying the archive's checksums.
 
     Raises:
         ValueError: the file is damaged, of another kind, or holds something else.
     """
-    with path.open("rb") as file:
+    with open_regular(path, fix) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > SIZE_LIMIT:
+            raise ValueError(f"{path} has {size:,} bytes, weights of DINOv3 less than {SIZE_LIMIT:,}. {fix}")
         start = file.read(16)
-    if not start:
-        raise ValueError(f"{path} is empty. {fix}")
-    # safetensors: 8 bytes that say how long the header is, then the header, in JSON
-    is_safetensors = start[8:9] == b"{"
-    # PyTorch: a zip archive, or (before 1.6) a pickle
-    is_zip = start.startswith(b"PK")
-    if not is_safetensors and not is_zip and not start.startswith(b"\x80"):
-        raise ValueError(f"{path} is neither a safetensors nor a PyTorch file: it starts with {start!r}. {fix}")
-    try:
-        if is_safetensors:
-            content = load_file(path)
-        else:
-            # by a path with this ending PyTorch would read a safetensors file
-            content = _unpickled(path, mmap and is_zip and path.suffix != ".safetensors")
-    except pickle.UnpicklingError as error:
-        reason = "is damaged or holds more than plain tensors, such as a whole model or code (which is never run here)"
-        raise ValueError(f"{path} {reason}. {fix}") from error
-    except Exception as error:  # PyTorch complains of damaged files with almost any class
-        raise ValueError(f"{path} is damaged or of another kind ({shortened(error)}). {fix}") from error
+        if not start:
+            raise ValueError(f"{path} is empty. {fix}")
+        # safetensors: 8 bytes that say how long the header is, then the header, in JSON
+        is_safetensors = start[8:9] == b"{"
+        # PyTorch: a zip archive, or (before 1.6) a pickle
+        if not is_safetensors and not start.startswith((b"PK", b"\x80")):
+            raise ValueError(f"{path} is neither a safetensors nor a PyTorch file: it starts with {start!r}. {fix}")
+        try:
+            if is_safetensors:
+                _require_header(start, size)
+                content = load_file(path)
+            else:
+                content = read_archive(file) if start.startswith(b"PK") else read_legacy(file)
+        except NotPlainError as error:
+            raise ValueError(
+                f"{path} holds {_shown(error)}: more than plain tensors, such as a whole model, or code (which is "
+                f"never run here). {fix}"
+            ) from error
+        except Exception as error:  # damaged files end in almost any class
+            raise ValueError(f"{path} is damaged or of another kind ({shortened(error)}). {fix}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors. {fix}")
     return dict(content)
 
 
-def _unpickled(path: Path, mmap: bool) -> Any:
-    """A PyTorch file's content, by PyTorch's unpickler that runs no code and also knows numpy's numbers."""
-    scalar = np.float32(0).__reduce__()[0]
-    # numpy 2 and numpy 1 write different names of one function; a file of either is read with either
-    safe = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")]
-    dtypes = [type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int64", "bool")]
-    with torch.serialization.safe_globals([*safe, np.dtype, *dtypes]):
-        if mmap:
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
+def _require_header(start: bytes, size: int) -> None:
+    header = int.from_bytes(start[:8], "little")
+    if header > min(size, PICKLE_LIMIT):
+        raise ValueError(f"its header shall have {header:,} bytes")
 
 
 def weight_files(path: Path) -> list[Path]:
     """The files that hold the weights: the path itself, or those in a folder as Hugging Face transformers writes it.
 
+    What the folder's index names has to be in the folder; a link there may lead out of it, as in the Hub's cache.
+
     Raises:
-        ValueError: the folder has no such file, or not all that its index names.
+        ValueError: there is no such file, it is no regular one, or the folder lacks what its index names.
     """
-    if not path.is_dir():
-        return [path]
-    if (path / WEIGHTS_FILE).is_file():
-        return [path / WEIGHTS_FILE]
-    index = path / INDEX_FILE
-    if not index.is_file():
-        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        raise ValueError(
-            f"{path} is a folder without {WEIGHTS_FILE} (or {INDEX_FILE} and the files it names), which Hugging Face "
-            f"transformers and timm write; in it: {found}. Name a folder with that file, or the file itself."
-        )
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        shards = [path / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not path.is_dir():
+            open_regular(path, _FIX).close()
+            return [path]
+        if os.path.lexists(path / WEIGHTS_FILE):
+            open_regular(path / WEIGHTS_FILE, _FIX).close()
+            return [path / WEIGHTS_FILE]
+        if os.path.lexists(path / INDEX_FILE):
+            return _shards(path)
+        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}). {_FIX}") from error
+    raise ValueError(
+        f"{path} is a folder without {WEIGHTS_FILE} (or {INDEX_FILE} and the files it names), which Hugging Face "
+        f"transformers and timm write; in it: {found}. Name a folder with that file, or the file itself."
+    )
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    with open_regular(index, _FIX) as file:
+        text = file.read(PICKLE_LIMIT + 1)
+    try:
+        if len(text) > PICKLE_LIMIT:
+            raise ValueError(f"more than {PICKLE_LIMIT:,} bytes")
+        names = sorted(set(json.loads(text)["weight_map"].values()))
+        elsewhere = [name for name in names if name in ("", ".", "..") or "/" in name or not name.isprintable()]
+        if elsewhere or not names:
+            raise ValueError(f"{elsewhere[0]!a} is no name of a file beside it" if elsewhere else "it names no file")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is no index of weights ({shortened(error)}). {_FIX}") from error
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise ValueError(
-            f"{path} lacks {', '.join(missing[:3])}: {len(missing)} of the {len(shards)} files that {INDEX_FILE} "
+            f"{folder} lacks {', '.join(missing[:3])}: {len(missing)} of the {len(names)} files that {INDEX_FILE} "
             "names. Download the whole folder."
         )
-    return shards
+    for name in names:
+        open_regular(folder / name, _FIX).close()
+    return [folder / name for name in names]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -133,7 +158,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
-        tensors |= tensors_of(read_content(file), file)
+        found = tensors_of(read_content(file), file)
+        twice = sorted(found.keys() & tensors.keys())
+        if twice:
+            raise ValueError(f"{path} has the tensor {twice[0]} in two files, {file.name} is one: which to use? {_FIX}")
+        tensors |= found
     return tensors
 
 
@@ -156,7 +185,7 @@ def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 def is_state_dict(content: Any) -> bool:
     """Whether it is a dict of names and tensors, and nothing else."""
     return isinstance(content, Mapping) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+        isinstance(name, str) and name.isprintable() and isinstance(value, Tensor) for name, value in content.items()
     )
 
 
@@ -167,7 +196,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged, or something else than a checkpoint of nnU-Net.
     """
     fix = "Copy it again, or name another checkpoint_*.pth of a training in nnUNet_results."
-    checkpoint = read_content(path, fix, mmap=True)
+    checkpoint = read_content(path, fix)
     if not is_state_dict(checkpoint.get("network_weights")) or not {"init_args", "trainer_name"} <= checkpoint.keys():
         raise ValueError(
             f"{path} is not a checkpoint of nnU-Net, which holds network_weights, init_args and trainer_name; its "
@@ -180,7 +209,7 @@ def sha256(*paths: Path) -> str:
     """Checksum of a whole file, 64 hexadecimal digits; of several, as of one file made of them in this order."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
