@@ -17,6 +17,7 @@ from pathlib import Path
 from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.entry import trainer_folder
 from nnunetv2_dinomed3d.evaluation.dataset import dataset_name
+from nnunetv2_dinomed3d.planning.target import DEFAULT_GB, require_memory
 from nnunetv2_dinomed3d.processes import Stopped
 
 Handler = Callable[[argparse.Namespace], int]
@@ -90,6 +91,7 @@ def _convert(command: argparse.ArgumentParser) -> Handler:
 
 def _plan(command: argparse.ArgumentParser) -> Handler:
     def run(args: argparse.Namespace) -> int:
+        require_memory(args.gpu_memory_target)
         dataset_name(args.d)  # what is mistyped is told before PyTorch is imported
         from nnunetv2_dinomed3d.planning.plan import run_plan
 
@@ -100,7 +102,7 @@ def _plan(command: argparse.ArgumentParser) -> Handler:
         "-gpu_memory_target",
         type=float,
         metavar="GB",
-        help="memory of one GPU (default: that of the visible one; 24 without a GPU)",
+        help=f"memory of one GPU (default: that of the visible one; {DEFAULT_GB:.0f} without a GPU)",
     )
     command.add_argument(
         "-tr", default="nnUNetTrainerDINOMed3D", metavar="TRAINER", help="trainer to plan for (default: %(default)s)"

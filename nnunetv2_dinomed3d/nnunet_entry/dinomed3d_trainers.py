@@ -7,7 +7,7 @@ in a source tree the folder of this file is the one to export as ``nnUNet_extTra
 
 
 def __getattr__(name: str) -> type:
-    if name.startswith("nnUNetTrainerDINOMed3D"):
+    if name.lower().startswith("nnunettrainerdinomed3d"):  # misspelt, too: whoever wrote so means one of ours
         from nnunetv2_dinomed3d.requirements import require_supported_versions
 
         require_supported_versions()

@@ -1,98 +1,168 @@
-"""nnU-Net's planner with patch and batch for DINO-Med3D."""
+"""Plans with patch and batch for DINO-Med3D, from those that nnU-Net preprocessed the data with."""
 
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_dinomed3d.dataset_json import read_json
-from nnunetv2_dinomed3d.evaluation.dataset import folder_of
+from nnunetv2_dinomed3d.dataset_json import read_dataset_json, read_json
+from nnunetv2_dinomed3d.evaluation.dataset import find_description, folder_of
+from nnunetv2_dinomed3d.text import printable
 from nnunetv2_dinomed3d.trainers.memory import GB, Choice, TrainingMemory
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 
 PLANS_NAME = "nnUNetDINOMed3DPlans"
+EXPERIMENT_PLANNER = "DINOMed3DPlanner"
+"""What the plans say made them."""
 
 
-class DINOMed3DPlanner(ExperimentPlanner):
-    """Takes spacing, normalisation, resampling and the preprocessed data from plans that are there.
-
-    Only patch and batch of the 3D configurations are its own. What the plans say of an architecture stays the other
-    network's, which DINO-Med3D's trainers do not read; train that network on its own plans.
-
-    Args:
-        dataset_name: such as ``Dataset004_Hippocampus``.
-        gpu_memory_target_in_gb: in 10^9 bytes, of one GPU.
-        trainer: class of the trainer that the plans are made for.
-        base_plans: name of the plans that the data was preprocessed with.
+@dataclass(frozen=True)
+class Base:
+    """What is built upon.
 
     Attributes:
-        choices: of each 3D configuration, after `plan_experiment`.
+        plans: nnU-Net's.
+        memory: of each 3D configuration.
+        others: configurations that are not planned, since they are 2D.
+        file: of the plans to write.
+        earlier: plans that it holds now.
     """
 
-    def __init__(
-        self,
-        dataset_name: str,
-        gpu_memory_target_in_gb: float,
-        trainer: type[nnUNetTrainerDINOMed3D],
-        base_plans: str = "nnUNetPlans",
-    ) -> None:
-        self.base_plans = _read_base_plans(dataset_name, base_plans)
-        super().__init__(dataset_name, gpu_memory_target_in_gb, plans_name=PLANS_NAME)
-        self.trainer = trainer
-        self.choices: dict[str, Choice] = {}
-
-    def plan_experiment(self) -> dict:
-        """Choose, and write the plans beside the others."""
-        plans = deepcopy(self.base_plans)
-        manager = PlansManager(self.base_plans)
-        names = [name for name in plans["configurations"] if len(manager.get_configuration(name).patch_size) == 3]
-        if not names:
-            raise ValueError(
-                f"{self.base_plans['plans_name']} of {self.dataset_name} has only 2D configurations "
-                f"({', '.join(plans['configurations'])}), and DINO-Med3D segments volumes. Plan a 3D one: "
-                "nnUNetv2_plan_and_preprocess -d DATASET -c 3d_fullres"
-            )
-        for name in names:
-            memory = TrainingMemory(self.trainer, self.base_plans, name, self.dataset_json)
-            self.choices[name] = memory.choose(round(self.UNet_vram_target_GB * GB))
-        plans["configurations"] = {
-            name: {
-                **plans["configurations"][name],
-                "patch_size": list(choice.patch_size),
-                "batch_size": choice.batch_size,
-            }
-            for name, choice in self.choices.items()
-        }
-        plans["plans_name"] = self.plans_identifier
-        plans["experiment_planner_used"] = type(self).__name__
-        plans["dinomed3d"] = {
-            "based_on": self.base_plans["plans_name"],
-            "trainer": self.trainer.__name__,
-            "gpu_memory_target_in_gb": self.UNet_vram_target_GB,
-        }
-        self.plans = plans
-        self.save_plans(plans)
-        return plans
+    plans: dict[str, Any]
+    memory: dict[str, TrainingMemory]
+    others: list[str]
+    file: Path
+    earlier: dict[str, Any]
 
 
-def _read_base_plans(dataset_name: str, base_plans: str) -> dict:
-    """The plans to build upon, and all else that nnU-Net's planner needs is there.
+def read_base(dataset: str, trainer: type[nnUNetTrainerDINOMed3D], base_plans: str = "nnUNetPlans") -> Base:
+    """Read and check all that is needed, and that the result can be written. Raw images are not needed.
+
+    Args:
+        dataset: such as ``Dataset004_Hippocampus``.
+        trainer: class of the trainer to plan for.
+        base_plans: name of the plans that the data was preprocessed with.
 
     Raises:
-        ValueError: something is missing.
+        ValueError: something is missing, malformed or cannot be written.
     """
-    folder = Path(nnUNet_preprocessed) / dataset_name
-    needed = [
-        folder_of("nnUNet_raw") / dataset_name / "dataset.json",
-        folder / "dataset_fingerprint.json",
-        folder / f"{base_plans}.json",
-    ]
-    for file in needed:
-        if not file.is_file():
+    folder = folder_of("nnUNet_preprocessed") / dataset
+    file = folder / f"{base_plans}.json"
+    if not file.exists():
+        raise ValueError(
+            f"{file} does not exist. DINO-Med3D's plans build upon nnU-Net's (-p names others than nnUNetPlans) "
+            f"and its preprocessed data: nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres"
+        )
+    plans = _read_plans(file)
+    description = find_description(dataset)
+    read_dataset_json(description)
+    dataset_json = read_json(description)
+    cases = dataset_json.get("numTraining")
+    if not isinstance(cases, int) or isinstance(cases, bool) or cases < 1:
+        raise ValueError(f"{description}: numTraining is {cases!r}; it is the number of training cases")
+    memory: dict[str, TrainingMemory] = {}
+    others = []
+    for name in plans["configurations"]:
+        try:
+            patch_size = PlansManager(plans).get_configuration(name).patch_size
+            if len(patch_size) == 3:
+                memory[name] = TrainingMemory(trainer, plans, name, dataset_json)
+                _require_sizes(memory[name])
+            else:
+                others.append(name)
+        except Exception as error:  # nnU-Net says of a malformed configuration with almost any class
+            reason = f"no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"{file} does not exist. DINO-Med3D's plans build upon nnU-Net's (-p names others than nnUNetPlans) "
-                f"and its preprocessed data: nnUNetv2_plan_and_preprocess -d {dataset_name} -c 3d_fullres"
-            )
-    return read_json(needed[-1])
+                f"{file}: configuration {printable(name)!r} is malformed ({reason}). Make the plans anew: "
+                f"nnUNetv2_plan_experiment -d {dataset}"
+            ) from error
+    if not memory:
+        raise ValueError(
+            f"{base_plans} of {dataset} has only 2D configurations ({', '.join(others) or 'none'}), and DINO-Med3D "
+            f"segments volumes. Plan a 3D one: nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres"
+        )
+    target = folder / f"{PLANS_NAME}.json"
+    return Base(plans, memory, others, target, _require_writable(target))
+
+
+def _read_plans(file: Path) -> dict[str, Any]:
+    """A file of plans, so far as it is one."""
+    plans = read_json(file)
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    if not isinstance(configurations, dict) or not all(isinstance(value, dict) for value in configurations.values()):
+        raise ValueError(f"{file} holds no plans of nnU-Net: it has no configurations")
+    for key in ("plans_name", "dataset_name"):
+        if not isinstance(plans.get(key), str):
+            raise ValueError(f"{file} holds no plans of nnU-Net: its {key} is {plans.get(key)!r}")
+    return plans
+
+
+def _require_sizes(memory: TrainingMemory) -> None:
+    configuration = memory.configuration
+    sizes = {"patch_size": configuration.patch_size, "median image size": configuration.median_image_size_in_voxels}
+    for name, size in {**sizes, "batch_size": [configuration.batch_size]}.items():
+        numbers = [side for side in size if isinstance(side, int | float) and isfinite(side) and side > 0]
+        if len(numbers) != (1 if name == "batch_size" else 3):
+            raise ValueError(f"{name} is {size}")
+
+
+def _require_writable(file: Path) -> dict[str, Any]:
+    """Before minutes of counting; returns the plans that are there."""
+    if file.exists() and not os.access(file, os.W_OK):
+        raise ValueError(f"{file} is there and cannot be written over: its mode forbids it")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{file} could not be written: {error.strerror}") from error
+    return _read_plans(file) if file.exists() or file.is_symlink() else {"configurations": {}}
+
+
+def choose(base: Base, gpu_memory_target_in_gb: float) -> dict[str, Choice]:
+    """Patch and batch of each 3D configuration for one GPU of so many 10^9 bytes."""
+    return {name: memory.choose(round(gpu_memory_target_in_gb * GB)) for name, memory in base.memory.items()}
+
+
+def write_plans(base: Base, choices: Mapping[str, Choice], gpu_memory_target_in_gb: float) -> None:
+    """Write the plans beside the others.
+
+    Only patch and batch of the 3D configurations are our own. What the plans say of an architecture stays the other
+    network's, which DINO-Med3D's trainers do not read; train that network on its own plans. Configurations that were
+    added to an earlier file are kept, as nnU-Net's planner keeps them.
+    """
+    plans = deepcopy(base.plans)
+    plans["configurations"] = {
+        name: {**plans["configurations"][name], "patch_size": list(choice.patch_size), "batch_size": choice.batch_size}
+        for name, choice in choices.items()
+    }
+    for name, configuration in base.earlier["configurations"].items():
+        plans["configurations"].setdefault(name, configuration)
+    plans["plans_name"] = PLANS_NAME
+    plans["experiment_planner_used"] = EXPERIMENT_PLANNER
+    plans["dinomed3d"] = {
+        "based_on": base.plans["plans_name"],
+        "trainer": next(iter(base.memory.values())).trainer.__name__,
+        "gpu_memory_target_in_gb": gpu_memory_target_in_gb,
+    }
+    recursive_fix_for_json_export(plans)
+    _replace(base.file.resolve(), json.dumps(plans, indent=4))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file under another name and rename it: a kill leaves the old one or the new one."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, file)
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()

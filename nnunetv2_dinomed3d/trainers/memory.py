@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -56,7 +57,7 @@ class TrainingMemory:
         self.configuration: ConfigurationManager = self.plans_manager.get_configuration(configuration)
         self.in_channels = determine_num_input_channels(self.plans_manager, self.configuration, dataset_json)
         self.heads = self.plans_manager.get_label_manager(dataset_json).num_segmentation_heads
-        self.cases = dataset_json["numTraining"]
+        self.cases = dataset_json.get("numTraining", 0)  # for `choose` alone: training does not need it
         self._known: dict[tuple[int, ...], Memory] = {}
 
     def of(self, patch_size: Sequence[int], batch_size: int) -> dict[int, Memory]:
@@ -118,6 +119,6 @@ def memory_warning(memory: TrainingMemory, available: int) -> str | None:
     target = math.floor(10 * available / GB) / 10
     return (
         f"{warning} Plans with patch {list(choice.patch_size)} and batch {choice.batch_size} would fit, on the same "
-        f"preprocessed data: dinomed3d plan -d {memory.plans_manager.dataset_name} -gpu_memory_target "
+        f"preprocessed data: dinomed3d plan -d {shlex.quote(memory.plans_manager.dataset_name)} -gpu_memory_target "
         f"{target} -tr {memory.trainer.__name__}; then train with -p nnUNetDINOMed3DPlans."
     )

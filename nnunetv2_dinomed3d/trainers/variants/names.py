@@ -6,10 +6,15 @@ A name has at most one suffix of each theme, in the themes' order: size, slab de
 
 import os
 import re
+import shlex
+from contextlib import redirect_stdout
+from difflib import get_close_matches
 from functools import cache
+from io import StringIO
 from pathlib import Path
 
 from nnunetv2.training import nnUNetTrainer as stock_trainers
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.variants import ablations, lengths, released, sizes
@@ -47,6 +52,10 @@ THEMES: dict[str, tuple[type[nnUNetTrainerDINOMed3D], ...]] = {
 }
 
 
+ALIKE = 0.8
+"""Of two words that are taken for one another, by difflib's measure: ``250epoch`` and ``250epochs``."""
+
+
 class UnknownTrainerError(ValueError):
     """No trainer has this name."""
 
@@ -61,18 +70,48 @@ def trainer_class(name: str) -> type[nnUNetTrainerDINOMed3D]:
     """The class of that name.
 
     Raises:
-        UnknownTrainerError: there is none; the message lists what there is.
+        UnknownTrainerError: there is none; the message names what may be meant, and what there is.
     """
     parts = "".join(f"({'|'.join(suffix(trainer) for trainer in trainers)})?" for trainers in THEMES.values())
     match = re.fullmatch(BASE + parts, name)
     if not match:
-        raise UnknownTrainerError(f"There is no trainer {name!r}. {_names()}")
+        raise UnknownTrainerError(f"There is no trainer {name!r}. {_meant(name)}{_own(name)} {_names()}")
     suffixes = [group for group in match.groups() if group]
     classes = {suffix(trainer): trainer for trainers in THEMES.values() for trainer in trainers}
     bases = [classes[group] for group in suffixes]
     if len(bases) < 2:
         return bases[0] if bases else nnUNetTrainerDINOMed3D
     return type(name, tuple(reversed(bases)), {"__module__": __name__, "__doc__": f"Combines {', '.join(suffixes)}."})
+
+
+def _meant(name: str) -> str:
+    """A question for a name whose suffixes are nearly ours, or in another order."""
+    known = {suffix(trainer)[1:].lower(): suffix(trainer) for trainers in THEMES.values() for trainer in trainers}
+    words = name[len(BASE) :].lower().strip("_").split("_")
+    found = []
+    while words and words != [""]:
+        for length in (2, 1):  # S_plus is two
+            close = get_close_matches("_".join(words[:length]), known, 1, ALIKE)
+            if close:
+                found.append(known[close[0]])
+                words = words[length:]
+                break
+        else:
+            return ""
+    order = [suffix(trainer) for trainers in THEMES.values() for trainer in trainers]
+    meant = BASE + "".join(sorted(set(found), key=order.index))
+    try:
+        trainer_class(meant)
+    except UnknownTrainerError:  # two of one kind
+        return ""
+    return f"Is {meant} meant? "
+
+
+def _own(name: str) -> str:
+    """What to do where the class is the user's."""
+    setting = os.environ.get("nnUNet_extTrainer", "")
+    folders = shlex.quote(os.pathsep.join(filter(None, [setting, "/folder/of/its/file"])))
+    return f"Is it a class of your own? Then export nnUNet_extTrainer={folders}, which is {setting!r} here."
 
 
 def _names() -> str:
@@ -84,5 +123,32 @@ def is_named_elsewhere(name: str) -> bool:
     """Whether a file of nnU-Net's own trainers or of the user's (``nnUNet_extTrainer``) has the name in it."""
     folders = [*stock_trainers.__path__, *os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)]
     word = re.compile(rf"\b{re.escape(name)}\b")
-    files = (file for folder in folders if folder for file in Path(folder).rglob("*.py"))
+    files = (file for folder in folders if folder for file in Path(folder).rglob("*.py") if file.is_file())
     return any(word.search(file.read_text(encoding="utf-8", errors="ignore")) for file in files)
+
+
+def find_trainer(name: str) -> type[nnUNetTrainerDINOMed3D]:
+    """The class of that name: one of ours, or a user's that derives from one and that nnU-Net finds.
+
+    Raises:
+        ValueError: there is none, its file cannot be imported, or it derives from another trainer.
+    """
+    try:
+        return trainer_class(name)
+    except UnknownTrainerError as error:
+        unknown = error
+    said = StringIO()  # nnU-Net prints where it looks
+    try:
+        with redirect_stdout(said):
+            found = recursive_find_trainer_class_by_name(name)
+    except (UnknownTrainerError, RuntimeError) as error:
+        if isinstance(error, UnknownTrainerError) or "Could not find" in str(error):
+            raise unknown from None
+        raise
+    except AssertionError as error:
+        raise ValueError(f"{name!r} is no trainer of nnU-Net") from error
+    except Exception as error:  # whatever a user's file does when it is imported
+        raise ValueError(f"{name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not issubclass(found, nnUNetTrainerDINOMed3D):
+        raise ValueError(f"{name} trains another network: it does not derive from {BASE}. {_names()}")
+    return found

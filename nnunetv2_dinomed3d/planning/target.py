@@ -1,0 +1,17 @@
+"""The memory that is planned for. Light: the command line looks at it before PyTorch is imported."""
+
+DEFAULT_GB = 24.0
+"""Where no GPU is visible: that of common cards for workstations."""
+
+LARGEST_GB = 10_000.0
+"""More is a slip, such as bytes or megabytes."""
+
+
+def require_memory(gb: float | None) -> None:
+    """Refuse what is no GPU's memory.
+
+    Raises:
+        ValueError: it is no number, not positive or absurd; None, which is not given, is fine.
+    """
+    if gb is not None and not 0 < gb <= LARGEST_GB:
+        raise ValueError(f"-gpu_memory_target is {gb}; it is the memory of one GPU in GB, such as 24.")
