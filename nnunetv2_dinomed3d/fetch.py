@@ -1,5 +1,7 @@
 """What ``dinomed3d weights`` does: fetch pretrained weights for a machine without internet, or say what a file is."""
 
+import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,20 @@ from nnunetv2_dinomed3d.weights import (
     load_weights,
 )
 from nnunetv2_dinomed3d.weights.check import Shape, as_float32, check_shapes, vit_size
-from nnunetv2_dinomed3d.weights.files import check_against_name, read_content, sha256, tensors_of, weight_files
+from nnunetv2_dinomed3d.weights.files import (
+    check_against_name,
+    printable,
+    read_content,
+    read_tensors,
+    sha256,
+    tensors_of,
+    weight_files,
+)
 from nnunetv2_dinomed3d.weights.formats import has_qkv_bias, reference_stage, to_timm, without_qkv_bias
 from nnunetv2_dinomed3d.weights.reference import fitting_state_dict
+
+ICE_WEIGHTS = ("encoder.ice.conv.weight", "encoder.ice.conv.base_layer.weight")
+"""Names of ICE's weight ``(E, C, K, 16, 16)`` in a checkpoint of ours, without and with LoRA on it."""
 
 
 def fetch_weights(variant: str) -> int:
@@ -44,7 +57,7 @@ def fetch_weights(variant: str) -> int:
     print(f"file: {path}")
     print(f"SHA-256: {weights.sha256}")
     print("On this machine, training finds it by itself. For one without internet, copy it (it may be a link: cp -L),")
-    print(f"and there: export {WEIGHTS_VARIABLE}=/path/to/{path.name}")
+    print(f"and there: export {WEIGHTS_VARIABLE}=/path/to/{shlex.quote(path.name)}")
     return 0
 
 
@@ -57,24 +70,22 @@ def check_weights_file(path: Path) -> int:
     Raises:
         ValueError: the file does not exist, is damaged, or holds no tensors.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f"{path} does not exist. Name a file or folder of weights.")
     files = weight_files(path)
+    content = read_content(files[0])
+    state = tensors_of(content, path) if len(files) == 1 else read_tensors(path)
     checksum = sha256(*files)
     check_against_name(path, checksum)
-    state: dict[str, Tensor] = {}
-    for file in files:
-        content = read_content(file)
-        state |= tensors_of(content, file)
     print(f"{path}: {len(state)} tensors")
     print(f"SHA-256: {checksum}")
     if reference_stage(state):
         return _check_reference(path, state)
-    if {"_extra_state", "encoder.ice.conv.weight"} <= state.keys():
-        _describe_own(content, state)
+    ice = [tensor for name, tensor in state.items() if name in ICE_WEIGHTS and tensor.ndim == 5]
+    if "_extra_state" in state and ice:
+        _describe_own(content, state["_extra_state"], ice[0].shape[2])
     try:
-        format_name, renamed = to_timm(state, qkv_bias=True)
-        tensors = as_float32(renamed)
+        format_name, tensors = to_timm(state, qkv_bias=True)
     except ValueError as error:
         print(f"It cannot be used as {WEIGHTS_VARIABLE}: {error}")
         return 1
@@ -84,7 +95,13 @@ def check_weights_file(path: Path) -> int:
     if not fits:
         print("It fits none of the variants.")
         return 1
-    print(f"To train with it: export {WEIGHTS_VARIABLE}={path.absolute()}, and the trainer of {' or '.join(fits)}.")
+    try:
+        as_float32(tensors)  # of a size that is known now
+    except ValueError as error:
+        print(f"It cannot be used as {WEIGHTS_VARIABLE}: {error}")
+        return 1
+    setting = f"export {WEIGHTS_VARIABLE}={shlex.quote(str(path.absolute()))}"
+    print(f"To train with it: {setting}, and the trainer of {' or '.join(fits)}.")
     return 0
 
 
@@ -126,12 +143,11 @@ def _fits(variant: str, tensors: Mapping[str, Tensor]) -> bool:
     return True
 
 
-def _describe_own(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+def _describe_own(content: Mapping[str, Any], stage: Tensor, slab_depth: int) -> None:
     """Print what a checkpoint of this plugin is of."""
-    print(
-        f"a checkpoint of this plugin: stage {int(state['_extra_state'])}, "
-        f"trainer {content.get('trainer_name', 'not told')}, K = {state['encoder.ice.conv.weight'].shape[2]}"
-    )
+    trainer = printable(content.get("trainer_name", "not told"))
+    number = stage.item() if stage.numel() == 1 else "not told"
+    print(f"a checkpoint of this plugin: stage {number}, trainer {trainer}, K = {slab_depth}")
 
 
 def _check_reference(path: Path, state: Mapping[str, Tensor]) -> int:
@@ -151,7 +167,7 @@ def _check_reference(path: Path, state: Mapping[str, Tensor]) -> int:
             print(f"{variant}: does not fit. {error}")
             continue
         print(f"{variant}: fits")
-        print(f"To use it, make a checkpoint of this plugin of it: dinomed3d convert {path} -o OUT")
+        print(f"To use it, make a checkpoint of this plugin of it: dinomed3d convert {shlex.quote(str(path))} -o OUT")
         return 0
     print("It fits none of the variants.")
     return 1

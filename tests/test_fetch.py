@@ -1,6 +1,8 @@
 """``dinomed3d weights``: what it fetches is checked before it is relied on, and of any file it tells what it is."""
 
 import hashlib
+import shlex
+import subprocess
 
 import huggingface_hub
 import numpy as np
@@ -30,6 +32,7 @@ def mini(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the Hub was asked")
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
 
@@ -67,7 +70,8 @@ def test_fetch(cached, tmp_path, monkeypatch, capsys):
     if cached:
         monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: str(path))
     else:
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert fetch_weights("mini") == 0
     assert asked == ([] if cached else [(REPOSITORY, "model.safetensors")])
     output = capsys.readouterr().out
@@ -91,7 +95,7 @@ def test_hub_does_not_answer(monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("offline")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
     with pytest.raises(WeightsUnavailableError, match="OSError: offline"):
         fetch_weights("small")
 
@@ -134,11 +138,11 @@ def test_file_that_fits(tmp_path, capsys, monkeypatch):
 
 
 def as_meta(shapes, width, depth, qkv_bias=0.0):
-    """Tensors with those shapes under Meta's names, without memory for them, and all that Meta's files have besides."""
+    """Tensors with those shapes under Meta's names, and all that Meta's files have besides."""
     state = {}
     for name, shape in shapes.items():
         theirs = name.replace("reg_token", "storage_tokens").replace("gamma_1", "ls1.gamma")
-        state[theirs.replace("gamma_2", "ls2.gamma")] = torch.tensor(0.0).expand(shape)
+        state[theirs.replace("gamma_2", "ls2.gamma")] = torch.zeros(shape)
     for i in range(depth):
         state[f"blocks.{i}.attn.qkv.bias"] = torch.full((3 * width,), qkv_bias)
         state[f"blocks.{i}.attn.qkv.bias_mask"] = torch.full((3 * width,), torch.nan)
@@ -171,26 +175,36 @@ def test_incomplete_file(tmp_path, capsys):
     assert lines[-1] == "It fits none of the variants."
 
 
-@pytest.mark.parametrize(
-    ("state", "reason"),
-    [
-        ({"conv.weight": torch.zeros(1)}, "no DINOv3 ViT in a known format"),
-        ({"reg_token": torch.tensor([torch.nan])}, "reg_token holds values that are not finite"),
-    ],
-)
-def test_file_of_another_model(state, reason, tmp_path, capsys):
+def test_file_of_another_model(tmp_path, capsys):
     """The reason is printed, and scripts see it by the exit code."""
-    save_file(state, tmp_path / "model.safetensors")
-    assert reason in lines_of(tmp_path / "model.safetensors", capsys, 1)[-1]
+    path = tmp_path / "model.safetensors"
+    save_file({"conv.weight": torch.zeros(1)}, path)
+    assert "no DINOv3 ViT in a known format" in lines_of(path, capsys, 1)[-1]
+    state = {name: torch.zeros(shape) for name, shape in meta_network("mini").pretrained_shapes().items()}
+    state["reg_token"][0, 1] = torch.nan
+    save_file(state, path)
+    assert "reg_token holds values that are not finite" in lines_of(path, capsys, 1)[-1]
+
+
+def test_commands_to_paste(tmp_path, capsys):
+    """A folder's name may hold anything, a command too: what is printed sets the variable to the file, and no more."""
+    path = tmp_path / "my $(touch made) weights'.safetensors"
+    timm_file(path)
+    command = lines_of(path, capsys, 0)[-1].split("To train with it: ")[1].split(", and the trainer")[0]
+    done = subprocess.run(
+        ["bash", "-c", f'{command}; printf %s "$DINOMED3D_WEIGHTS"'], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.stdout, done.stderr) == (str(path), "")
+    torch.save({"model_state_dict": released_stage1()}, path)
+    command = lines_of(path, capsys, 0)[-1].split("of it: ")[1]
+    assert shlex.split(command) == ["dinomed3d", "convert", str(path), "-o", "OUT"]
 
 
 @pytest.mark.parametrize(("slab_depth", "code"), [(3, 0), (5, 1)])
 def test_our_own_checkpoint(slab_depth, code, tmp_path, capsys):
     """Which stage and trainer it is of; and with K = 5 how to use it, since as a 2D ViT it cannot be."""
     shapes = {name: t.shape for name, t in meta_network("mini", slab_depth=slab_depth).state_dict().items()}
-    weights = {name: torch.tensor(0.0).expand(shape) for name, shape in shapes.items()} | {
-        "_extra_state": torch.tensor(1)
-    }
+    weights = {name: torch.zeros(shape) for name, shape in shapes.items()} | {"_extra_state": torch.tensor(1)}
     path = tmp_path / "checkpoint_best_stage1.pth"
     content = {"network_weights": weights, "trainer_name": "nnUNetTrainerDINOMed3D", "init_args": {}}
     torch.save(content | {"_best_ema": np.float32(0.5)}, path)
@@ -210,7 +224,7 @@ def released_stage1():
 def released_stage2(shared, rank):
     """Of the mini variant, with 2 classes."""
     listed = released_shapes(parameters(shared)[2], 96, 4, rank, classes=2)
-    return {name: torch.tensor(0.0).expand(shape) for name, shape in listed}
+    return {name: torch.zeros(shape) for name, shape in listed}
 
 
 def test_stage1_of_the_released_code(tmp_path, capsys):

@@ -37,6 +37,7 @@ def no_hub(monkeypatch):
         raise AssertionError("the Hub was asked")
 
     monkeypatch.delenv("DINOMED3D_WEIGHTS", raising=False)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
 
@@ -134,6 +135,7 @@ def test_default_is_timms_file_of_the_hub(value, tmp_path, monkeypatch):
         asked.append((repository, file))
         return str(tmp_path / "blob")
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     loaded = load_pretrained_weights(VIT, shapes())
     assert asked == [(REPOSITORY, "model.safetensors")]
@@ -159,7 +161,7 @@ def test_hub_does_not_answer(monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("Cannot locate the file\nsecond line") from ConnectionError("Name or service not known")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
     with pytest.raises(WeightsUnavailableError) as caught:
         load_pretrained_weights(VIT, shapes())
     message = str(caught.value)

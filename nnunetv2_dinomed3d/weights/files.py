@@ -42,11 +42,12 @@ def shortened(error: BaseException) -> str:
 
 def first_keys(content: Mapping) -> str:
     """The first keys, for an error message."""
-    names = ", ".join(_shown(key) for key in list(content)[:8]) or "none"
+    names = ", ".join(printable(key) for key in list(content)[:8]) or "none"
     return names if len(names) <= 400 else f"{names[:397]}..."
 
 
-def _shown(key: object) -> str:
+def printable(key: object) -> str:
+    """What a file says, in one short line."""
     text = str(key)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 200 else f"{text[:197]}..."
@@ -84,7 +85,7 @@ def read_content(path: Path, fix: str = _FIX) -> dict[str, Any]:
                 content = read_archive(file) if start.startswith(b"PK") else read_legacy(file)
         except NotPlainError as error:
             raise ValueError(
-                f"{path} holds {_shown(error)}: more than plain tensors, such as a whole model, or code (which is "
+                f"{path} holds {printable(error)}: more than plain tensors, such as a whole model, or code (which is "
                 f"never run here). {fix}"
             ) from error
         except Exception as error:  # damaged files end in almost any class
@@ -189,15 +190,20 @@ def is_state_dict(content: Any) -> bool:
     )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+_CHECKPOINT_FIX = "Copy it again, or name another checkpoint_*.pth of a training in nnUNet_results."
+
+
+def read_checkpoint(path: Path, fix: str = _CHECKPOINT_FIX) -> dict[str, Any]:
     """A checkpoint that nnU-Net wrote (``checkpoint_*.pth``), read without running code; its tensors on the CPU.
 
     Raises:
         ValueError: the file is damaged, or something else than a checkpoint of nnU-Net.
     """
-    fix = "Copy it again, or name another checkpoint_*.pth of a training in nnUNet_results."
     checkpoint = read_content(path, fix)
-    if not is_state_dict(checkpoint.get("network_weights")) or not {"init_args", "trainer_name"} <= checkpoint.keys():
+    kinds = {"init_args": dict, "trainer_name": str}
+    if not is_state_dict(checkpoint.get("network_weights")) or not all(
+        isinstance(checkpoint.get(key), kind) for key, kind in kinds.items()
+    ):
         raise ValueError(
             f"{path} is not a checkpoint of nnU-Net, which holds network_weights, init_args and trainer_name; its "
             f"top-level keys are {first_keys(checkpoint)}. {fix}"

@@ -28,7 +28,7 @@ LIGHTLY_TRAIN_VIT = "vit_tiny_patch16_dinov3"
 """A size that Meta and timm do not have."""
 
 HUB_TIMEOUT = 5.0
-"""Seconds that the Hub has for each answer about the file; huggingface_hub 2 asks six times, with pauses of 23 s."""
+"""Seconds that the Hub has for each answer about the file."""
 
 
 class WeightsUnavailableError(RuntimeError):
@@ -90,7 +90,11 @@ def load_pretrained_weights(vit_name: str, expected: Mapping[str, tuple[int, ...
     if value == RANDOM:
         return None
     if value:
-        return load_weights(_existing(value), vit_name, expected)
+        path = _existing(value)
+        try:
+            return load_weights(path, vit_name, expected)
+        except ValueError as error:
+            raise ValueError(f"{WEIGHTS_VARIABLE}: {error}") from error
     return replace(load_weights(fetch_from_hub(vit_name), vit_name, expected), file=hub_name(vit_name))
 
 
@@ -122,7 +126,7 @@ def _variable() -> str:
 
 def _existing(value: str) -> Path:
     path = Path(os.path.expanduser(value))
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(
             f"{WEIGHTS_VARIABLE} is {value!r}, which does not exist. Set it to the path of DINOv3 weights "
             f"({GOOD_FILES}), to the word {RANDOM} for no pretrained weights, or unset it for those of the Hugging "
@@ -192,6 +196,8 @@ def fetch_from_hub(vit_name: str) -> Path:
     if cached:
         return cached
     try:
+        # asked once, since the download asks six times, with pauses of 23 s
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, WEIGHTS_FILE), timeout=HUB_TIMEOUT)
         return Path(huggingface_hub.hf_hub_download(repository, WEIGHTS_FILE, etag_timeout=HUB_TIMEOUT))
     except Exception as error:  # whatever it was (network, access, disk), the ways out are the same
         cause = f", because of {shortened(error.__cause__)}" if error.__cause__ else ""

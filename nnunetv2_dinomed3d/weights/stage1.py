@@ -8,7 +8,14 @@ from pathlib import Path
 from torch import Tensor
 
 from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE
+from nnunetv2_dinomed3d.weights.check import as_float32
 from nnunetv2_dinomed3d.weights.files import read_checkpoint, sha256
+
+
+_FIX = (
+    f"Set {STAGE1_VARIABLE} to a checkpoint of a DINO-Med3D training (checkpoint_best_stage1.pth) or to what "
+    "`dinomed3d convert` made of the authors' stage1_best.pth, or unset it to train stage 1."
+)
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,8 @@ def stage1_setting() -> Path | None:
     if not value:
         return None
     path = Path(os.path.expanduser(value))
-    if not path.is_file():
-        raise ValueError(
-            f"{STAGE1_VARIABLE} is {value!r}, which is no file. Set it to a checkpoint of a DINO-Med3D training "
-            "(checkpoint_best_stage1.pth) or to what `dinomed3d convert` made of the authors' stage1_best.pth, or "
-            "unset it to train stage 1."
-        )
+    if not os.path.isfile(path):
+        raise ValueError(f"{STAGE1_VARIABLE} is {value!r}, which is no file. {_FIX}")
     return path
 
 
@@ -60,15 +63,23 @@ def load_stage1(path: Path) -> Stage1Checkpoint:
     """Read such a checkpoint; no code in it is run.
 
     Raises:
-        ValueError: the file is damaged, or no checkpoint of ours.
+        ValueError: the file is damaged, no checkpoint of ours, or holds something else than finite numbers.
     """
-    checkpoint = read_checkpoint(path)
+    try:
+        checkpoint = read_checkpoint(path, _FIX)
+        state = checkpoint["network_weights"]
+        weights = as_float32({name: tensor for name, tensor in state.items() if name != "_extra_state"})
+    except ValueError as error:
+        raise ValueError(f"{STAGE1_VARIABLE}: {error}") from error
     init_args = checkpoint["init_args"]
+    plans = init_args.get("plans")
+    dataset = plans.get("dataset_name") if isinstance(plans, dict) else None
+    fold = init_args.get("fold")
     return Stage1Checkpoint(
-        network_weights=checkpoint["network_weights"],
+        network_weights={**state, **weights},
         file=path.name,
         sha256=sha256(path),
         trainer=checkpoint["trainer_name"],
-        dataset=init_args.get("plans", {}).get("dataset_name"),
-        fold=init_args.get("fold"),
+        dataset=dataset if isinstance(dataset, str) else None,
+        fold=fold if isinstance(fold, int | str) else None,
     )
