@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-COLOURS = {"organ": "#4daf4a", "nodule": "#e41a1c"}
+from nnunetv2_dinomed3d.evaluation.figures import colour
 
 
 def _read(path: Path) -> np.ndarray:
@@ -21,13 +21,15 @@ def draw(images: Path, truths: Path, predictions: Path, labels: dict[str, int], 
 
     Args:
         images, truths, predictions: folders of NIfTI files, nnU-Net's names.
-        labels: names and values; colours are `COLOURS`.
+        labels: names and values; each has the colour that it has in reports.
         picture: file to write.
     """
     cases = sorted(path.name for path in truths.glob("*.nii.gz"))
     figure = Figure(figsize=(7.5, 2.6 * len(cases) + 0.4), layout="constrained")
     axes = figure.subplots(len(cases), 3, squeeze=False)
-    colours = ListedColormap([COLOURS[name] for name, value in labels.items() if value])
+    foreground = sorted((value, name) for name, value in labels.items() if value)
+    shades = {name: colour(i) for i, (_, name) in enumerate(foreground)}
+    colours = ListedColormap(list(shades.values()))
     for row, case in zip(axes, cases, strict=True):
         image = _read(images / case.replace(".nii.gz", "_0000.nii.gz"))
         truth, prediction = _read(truths / case), _read(predictions / case)
@@ -41,7 +43,7 @@ def draw(images: Path, truths: Path, predictions: Path, labels: dict[str, int], 
         row[0].set_title(f"{case.removesuffix('.nii.gz')}, slice {z}", fontsize=9, loc="left")
     axes[0][1].set_title("ground truth", fontsize=9)
     axes[0][2].set_title("prediction", fontsize=9)
-    handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
+    handles = [Patch(color=shade, label=name) for name, shade in shades.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     with matplotlib.rc_context({"savefig.dpi": 110}):
         figure.savefig(picture)

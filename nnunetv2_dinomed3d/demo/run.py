@@ -5,45 +5,65 @@ import os
 import shlex
 import subprocess
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-from nnunetv2_dinomed3d.demo.figure import draw
 from nnunetv2_dinomed3d.demo.phantom import LABELS, make_dataset
 from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d.processes import Commands
+from nnunetv2_dinomed3d.settings import PREFIX
 
 DATASET = "Dataset900_DINOMed3DDemo"
 TRAINER = "nnUNetTrainerDINOMed3D_nano"
 TRAINING_CASES, TEST_CASES = 10, 3
 REQUIRED_DICE = 0.80
+ROOM = 50 * 2**20
+"""Bytes that the demo writes, roughly."""
 
 
 def _device() -> str:
+    import torch  # takes seconds
+
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _environment(out: Path) -> dict[str, str]:
-    """This process's, with nnU-Net's folders in ``out`` and its commands and our trainers to be found."""
-    external = [str(trainer_folder()), os.environ.get("nnUNet_extTrainer", "")]
-    environment = {
-        **os.environ,
+    """This process's, with nnU-Net's folders in ``out``, its commands and our trainers to be found, no own settings."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment |= {
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]),
-        "nnUNet_extTrainer": os.pathsep.join(filter(None, external)),
+        "nnUNet_extTrainer": str(trainer_folder()),
+        "nnUNet_n_proc_DA": "2",
+        "nnUNet_def_n_proc": "2",
     }
+    environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # between libraries; no user can do anything
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         environment[name] = str(out / name)
-    environment.setdefault("nnUNet_n_proc_DA", "2")
-    environment.setdefault("nnUNet_def_n_proc", "2")
     return environment
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
+    """Run one of nnU-Net's commands; it ends with this process, however that ends."""
     print(f"\n$ {shlex.join(command)}", flush=True)
-    subprocess.run(command, env=environment, check=True)
+    with Commands() as commands:
+        code = commands.run(command, environment)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder, or say why it cannot be filled."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an empty folder; name another with --out, or remove it.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as file:
+            file.write(bytes(ROOM))
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}); name another folder with --out.") from error
 
 
 def _report(out: Path, summary: Path, picture: Path, seconds: float) -> bool:
@@ -78,11 +98,10 @@ def run_demo(out: Path) -> int:
         The exit code: 0, or 1 when the network did not learn (mean Dice under `REQUIRED_DICE`).
 
     Raises:
-        ValueError: ``out`` holds something already.
+        ValueError: ``out`` holds something already, or cannot be written.
         subprocess.CalledProcessError: one of nnU-Net's commands failed.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not an empty folder; name another with --out, or remove it.")
+    _prepare(out)
     start = time.monotonic()
     out = out.resolve()
     raw = out / "nnUNet_raw" / DATASET
@@ -100,5 +119,7 @@ def run_demo(out: Path) -> int:
         ["nnUNetv2_evaluate_simple", str(raw / "labelsTs"), str(predictions), "-l", *foreground, "-o", str(summary)],
         environment,
     )
+    from nnunetv2_dinomed3d.demo.figure import draw  # takes seconds
+
     draw(raw / "imagesTs", raw / "labelsTs", predictions, LABELS, picture)
     return 0 if _report(out, summary, picture, time.monotonic() - start) else 1
