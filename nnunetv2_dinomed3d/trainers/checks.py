@@ -23,6 +23,7 @@ LARGEST_INTENSITY = float(np.sqrt(np.finfo(np.float32).max))
 """Above it the square, and so a standard deviation, is not finite in float32."""
 
 AGAIN = "preprocess again (nnUNetv2_preprocess)"
+ONLY_AGAIN = "Preprocess again (nnUNetv2_preprocess)"
 
 
 def check_mirroring(slab_depth: int, mirror_axes: Sequence[int] | None) -> None:
@@ -180,7 +181,7 @@ class Expected:
         values = {OUTSIDE, 0, *map(int, label_manager.all_labels)}
         if not label_manager.has_ignore_label:
             return Expected(channels, labels, frozenset(values), ())
-        annotated = (OUTSIDE, *label_manager.all_labels)
+        annotated = (OUTSIDE, *map(int, label_manager.all_labels))
         return Expected(channels, labels, frozenset(values | {label_manager.ignore_label}), (annotated,))
 
 
@@ -227,9 +228,10 @@ def _look_at_case(dataset: Any, identifier: str, expected: Expected) -> CaseRepo
         return CaseReport(identifier, fault)
     low, high = _intensities(data)
     values = _values(seg)
-    fault = _intensity_fault(low, high) or _value_fault(values, expected.values)
+    fault = _intensity_fault(low, high) or _value_fault("the segmentation", values, expected.values)
     if not fault and previous is not None:
-        fault = _value_fault(_values(previous[None]), expected.values)
+        values_before = _values(np.asarray(previous[:])[None])
+        fault = _value_fault("the prediction of the previous stage", values_before, expected.values)
     present = frozenset(label for label in expected.labels if values & set(np.atleast_1d(label).tolist()))
     fault = fault or _location_fault(properties, seg.shape, [*map(_key, present), *expected.always_sampled])
     constant = tuple(np.flatnonzero(low == high).tolist())
@@ -263,7 +265,7 @@ def _values(seg: Any) -> set:
 
 def _shape_fault(data: tuple[int, ...], seg: tuple[int, ...], channels: int) -> str | None:
     if len(data) != 4 or 0 in data:
-        return f"the preprocessed image has the shape {_plain(data)}, not channels and a volume. {AGAIN.capitalize()}."
+        return f"the preprocessed image has the shape {_plain(data)}, not channels and a volume. {ONLY_AGAIN}."
     if data[0] != channels:
         return (
             f"the preprocessed image has {data[0]} channels, dataset.json names {channels}. Correct dataset.json, and "
@@ -272,7 +274,7 @@ def _shape_fault(data: tuple[int, ...], seg: tuple[int, ...], channels: int) -> 
     if tuple(seg) != (1, *data[1:]):
         return (
             f"the preprocessed image has the shape {_plain(data[1:])}, the segmentation {_plain(seg)}: they are not of "
-            f"the same case, or damaged. {AGAIN.capitalize()}."
+            f"the same case, or damaged. {ONLY_AGAIN}."
         )
     return None
 
@@ -292,14 +294,14 @@ def _intensity_fault(low: np.ndarray, high: np.ndarray) -> str | None:
     return None
 
 
-def _value_fault(values: set, named: frozenset[int]) -> str | None:
+def _value_fault(what: str, values: set, named: frozenset[int]) -> str | None:
     unnamed = sorted(values - named)
     if not unnamed:
         return None
     known = ", ".join(str(value) for value in sorted(named) if value != OUTSIDE)
     return (
-        f"the segmentation has the value {', '.join(map(str, unnamed[:5]))}, which dataset.json does not name (it "
-        f"names {known}). Correct the label map or dataset.json, and {AGAIN}."
+        f"{what} has the value {', '.join(map(str, unnamed[:5]))}, which dataset.json does not name (it names "
+        f"{known}). Correct the label map or dataset.json, and {AGAIN}."
     )
 
 
@@ -307,12 +309,12 @@ def _location_fault(properties: Any, shape: tuple[int, ...], needed: Sequence) -
     """What is wrong with nnU-Net's sample of voxels of each label, which it centres patches on."""
     locations = properties.get("class_locations") if isinstance(properties, Mapping) else None
     if not isinstance(locations, Mapping):
-        return f"its .pkl has no class_locations. {AGAIN.capitalize()}."
+        return f"its .pkl has no class_locations. {ONLY_AGAIN}."
     for key in needed:
         if key not in locations:
             return (
                 f"its .pkl has no class_locations of label {key}: dataset.json was changed after preprocessing. "
-                f"{AGAIN.capitalize()}."
+                f"{ONLY_AGAIN}."
             )
     for key, points in locations.items():
         places = np.asarray(points)
@@ -322,7 +324,7 @@ def _location_fault(properties: Any, shape: tuple[int, ...], needed: Sequence) -
         if not fits or (places < 0).any() or (places >= np.array(shape)).any():
             return (
                 f"its .pkl has class_locations of label {key} outside the image, so it is not of the same case, or "
-                f"damaged. {AGAIN.capitalize()}."
+                f"damaged. {ONLY_AGAIN}."
             )
     return None
 
