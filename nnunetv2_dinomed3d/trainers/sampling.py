@@ -16,6 +16,8 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
+from nnunetv2_dinomed3d.trainers.randomness import derived_seed
+
 MARGIN = 4
 """Slices, at least, by which the loaded patch is deeper than the slab."""
 
@@ -111,7 +113,22 @@ def start_workers(loader: nnUNetDataLoader, processes: int, num_cached: int, pin
     return batches
 
 
-def stop_workers(batches: Iterator[dict] | None) -> None:
-    """End the worker processes of a loader, if it has any."""
+def stop_workers(batches: Iterator[dict] | None, patience: float = 10) -> None:
+    """End the worker processes of a loader, if it has any; those in the midst of a batch are killed.
+
+    Args:
+        patience: seconds that they have to end by themselves.
+    """
     if isinstance(batches, NonDetMultiThreadedAugmenter):
-        batches._finish()
+        workers = list(batches._processes)
+        batches._finish(timeout=patience)
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+def seed_workers(batches: Iterator[dict], seed: int) -> None:
+    """Start the worker processes of a loader anew, if it has any, each with a seed that follows from this one."""
+    if isinstance(batches, NonDetMultiThreadedAugmenter):
+        batches.seeds = [derived_seed(seed, worker) for worker in range(batches.num_processes)]
+        batches.restart()

@@ -7,6 +7,7 @@ them gives the other trainers.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from os.path import basename, dirname, isfile, join
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -29,6 +31,7 @@ from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_d
 from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
 from nnunetv2_dinomed3d.network_architecture.network import Proxy, has_bfloat16
 from nnunetv2_dinomed3d.settings import check_environment
+from nnunetv2_dinomed3d.trainers.checkpoint_files import LATEST, instead_of_reading, read_own_checkpoint
 from nnunetv2_dinomed3d.trainers.checks import (
     Expected,
     check_cases,
@@ -39,19 +42,38 @@ from nnunetv2_dinomed3d.trainers.checks import (
     largest_raw_value,
     once,
 )
+from nnunetv2_dinomed3d.trainers.identity import (
+    ForeignCheckpointError,
+    identity_of,
+    new_record,
+    read_record,
+    record_of_checkpoint,
+    require_own,
+    unmarked_record,
+    write_record,
+)
+from nnunetv2_dinomed3d.trainers.log import LoggedTrainer
 from nnunetv2_dinomed3d.trainers.memory import TrainingMemory, memory_warning, visible_gpu_memory
-from nnunetv2_dinomed3d.trainers.progress import StagedLogger
+from nnunetv2_dinomed3d.trainers.randomness import derived_seed, seed_all
 from nnunetv2_dinomed3d.trainers.reuse import leaked_cases, require_one_start
-from nnunetv2_dinomed3d.trainers.robust import RobustTrainer, read_own_checkpoint
-from nnunetv2_dinomed3d.trainers.sampling import slab_configuration, slab_loader, start_workers, stop_workers
+from nnunetv2_dinomed3d.trainers.robust import RobustTrainer
+from nnunetv2_dinomed3d.trainers.sampling import (
+    CutSlab,
+    seed_workers,
+    slab_configuration,
+    slab_loader,
+    start_workers,
+    stop_workers,
+)
 from nnunetv2_dinomed3d.trainers.schedule import (
     PlateauLRScheduler,
     Recipe,
     Schedule,
     StagePolyLRScheduler,
-    moving_average,
 )
 from nnunetv2_dinomed3d.trainers.shallow import BLUR_DEPTH, blur_in_plane
+from nnunetv2_dinomed3d.trainers.training_folder import move_aside
+from nnunetv2_dinomed3d.trainers.whole import WholeLoader, evenly, only_rows, windows_of_cases
 from nnunetv2_dinomed3d.weights import load_pretrained_weights
 from nnunetv2_dinomed3d.weights.stage1 import Stage1Checkpoint, load_stage1, stage1_setting
 
@@ -87,7 +109,7 @@ def autocast_dtype(device_type: str, dtype: torch.dtype) -> Iterator[None]:
         torch.set_autocast_dtype(device_type, before)
 
 
-class nnUNetTrainerDINOMed3D(RobustTrainer):
+class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
     """DINO-Med3D with DINOv3's ViT-B/16.
 
     Attributes:
@@ -103,6 +125,8 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         adamw_weight_decay: of both stages.
         ce_weight, dice_weight: of both stages' loss.
         iterations_per_epoch, val_iterations_per_epoch: of both stages.
+        whole_validation: whether an epoch is validated on all slices of all validation cases (if they are very many, on
+            evenly spaced ones: no more batches than it was trained on), instead of nnU-Net's random patches.
         stage: 1 or 2, the one that is trained now.
         schedule: length and learning rate of both stages in this training.
     """
@@ -129,15 +153,15 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
     dice_weight: float = 0.8
     iterations_per_epoch: int = 250
     val_iterations_per_epoch: int = 50
+    whole_validation: bool = False
 
     # nnU-Net's, which ships no types
     my_init_kwargs: dict[str, Any]
     _best_ema: float | None
+    inference_allowed_mirroring_axes: tuple[int, ...] | None
     network: nn.Module
     configuration_manager: ConfigurationManager
     oversample_foreground_percent: float
-    dataloader_train: Iterator[dict] | None
-    dataloader_val: Iterator[dict] | None
 
     def __init__(
         self,
@@ -154,13 +178,17 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         schedule = Schedule(Recipe(self.stage1_epochs, self.stage1_lr), Recipe(self.stage2_epochs, self.stage2_lr))
         for stage in {1, 2} - set(self.stages):
             schedule = schedule.without(stage)
+        self._own_schedule = schedule
         self._set_schedule(schedule)
         self.num_iterations_per_epoch = self.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
         self.weight_decay = self.adamw_weight_decay
         self.my_init_kwargs = {**self.my_init_kwargs, "version": __version__}
-        self.logger.local_logger = StagedLogger(self.logger.local_logger.verbose, lambda: self.schedule)
         self._resumed = False
+        self._first_stage: int | None = None  # the schedule's, unless a checkpoint says another
+        self._identity = identity_of(plans, configuration, fold, dataset_json, type(self).__name__)
+        self._training: dict[str, Any] | None = None  # what the folder's file says of this training
+        self._started_from = "-pretrained_weights"
         self.stage = max(self.stages)  # until the first one begins
 
     def _set_schedule(self, schedule: Schedule) -> None:
@@ -206,17 +234,21 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
 
     def initialize(self) -> None:
         check_folder(Path(self.preprocessed_dataset_folder))
+        if self._seed is not None:
+            seed_all(derived_seed(self._seed, self.local_rank))
+            self.print_to_log_file(f"DINOMED3D_SEED: {self._seed}")
         self._oversample_foreground_percent = self.oversample_foreground_percent
-        super().initialize()
+        self._aim_at(self._first_stage or self.schedule.stage(self.current_epoch))
+        super().initialize()  # builds this stage's optimiser and loss: configure_optimizers enters it
         self.module.checkpoint_activations(self.checkpoint_activations and self.device.type == "cuda")
-        self._begin_stage(self.schedule.stage(self.current_epoch))
+        if self.is_ddp or self.module.stage != self.stage:  # nnU-Net's wrapper is not ours; an override enters no stage
+            self._begin_stage(self.stage)
 
     # ---- stages ----
 
     def _begin_stage(self, stage: int) -> None:
         """Everything that differs between the stages, except the loaders: mode, batch, optimiser, wrappers, loss."""
-        self.stage = stage
-        self.initial_lr = self.schedule.recipe(stage).lr
+        self._aim_at(stage)
         module = self.module
         self._enter_stage()
         self._set_batch_size_and_oversample()
@@ -225,11 +257,18 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
             device_ids = [self.local_rank] if self.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.network, device_ids=device_ids)
+            # no buffer changes; to broadcast them, a rank with a case to validate would wait for one without
+            self.network = DistributedDataParallel(self.network, device_ids=device_ids, broadcast_buffers=False)
         self.loss = self._build_loss()
-        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-        batch = f"{self.batch_size} {'slabs' if stage == 1 else 'patches'} a batch on this device"
-        self.print_to_log_file(f"DINO-Med3D stage {stage}: {trained:,} parameters are trained, {batch}.")
+
+    def _aim_at(self, stage: int) -> None:
+        self.stage = stage
+        self.initial_lr = self.schedule.recipe(stage).lr
+
+    def _tell_stage(self) -> None:
+        trained = sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
+        batch = f"{self.batch_size} {'slabs' if self.stage == 1 else 'patches'} a batch on this device"
+        self.print_to_log_file(f"DINO-Med3D stage {self.stage}: {trained:,} parameters are trained, {batch}.")
 
     def _enter_stage(self) -> None:
         self.module.set_stage(self.stage, bare_slabs=self.stage == 1)
@@ -255,14 +294,10 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             super()._set_batch_size_and_oversample()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, StagePolyLRScheduler | PlateauLRScheduler]:
-        """AdamW over what the stage trains; gradients are clipped once more, nnU-Net's limit of 12 being wider."""
+        """AdamW over what the stage trains."""
+        self._enter_stage()
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.initial_lr, weight_decay=self.weight_decay)
-
-        def clip(*_: Any) -> None:
-            self.clip_or_skip(parameters)
-
-        optimizer.register_step_pre_hook(clip)
         scheduler = StagePolyLRScheduler(
             optimizer, self.schedule.recipe(self.stage), self.schedule.first_epoch(self.stage)
         )
@@ -294,7 +329,34 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Loaders of the current stage for training and validation."""
-        return super().get_dataloaders() if self.stage == 2 else self._slab_dataloaders()
+        with self.preemption.put_off():  # workers are always those of a loader that is known, and can be stopped
+            train, val = super().get_dataloaders() if self.stage == 2 else self._slab_dataloaders()
+            if self.whole_validation:
+                stop_workers(val)
+                val = self._whole_dataloader()
+            if self._seed is not None:
+                for number, loader in enumerate((train, val)):
+                    # another one after each start: the batches of the epochs before shall not come again
+                    key = self.local_rank, self.stage, self.current_epoch, number
+                    seed_workers(loader, derived_seed(self._seed, *key))
+            return train, val
+
+    def _whole_dataloader(self) -> Iterator[dict]:
+        """Batches of the stage that cover the validation cases in one epoch, in a fixed order."""
+        with self._stage_configuration():
+            patch_size = self.configuration_manager.patch_size
+        transforms = self.get_validation_transforms(None, **self._label_arguments())
+        if self.stage == 1:
+            transforms = ComposeTransforms([transforms, CutSlab(self.slab_depth)])
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
+        _, dataset = self.get_tr_and_val_datasets()
+        windows = evenly(
+            windows_of_cases(dataset, patch_size, every_slice=self.stage == 1),
+            at_most=self.num_iterations_per_epoch * self.batch_size * ranks,
+        )
+        loader = WholeLoader(dataset, windows, rank, ranks, self.batch_size, patch_size, self.label_manager, transforms)
+        self.num_val_iterations_per_epoch = loader.batches
+        return start_workers(loader, min(1, get_allowed_n_proc_DA()), 3, self.device.type == "cuda")
 
     def _slab_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Batches of ``data`` ``(b, C, K, h, w)`` and ``target`` ``(b, 1 or regions, 1, h, w)``."""
@@ -327,15 +389,19 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             start_workers(loaders[1], min(processes, max(1, processes // 2)), max(3, processes // 4), pin_memory),
         )
 
-    def _slab_transforms(self, patch_size: list[int], augmentation: tuple) -> tuple[BasicTransform, BasicTransform]:
-        """nnU-Net's transforms of training and validation for patches that slabs are cut from."""
-        rotation, dummy_2d, _, mirror_axes = augmentation
-        labels: dict[str, Any] = {
+    def _label_arguments(self) -> dict[str, Any]:
+        """Of nnU-Net's `get_training_transforms` and `get_validation_transforms`."""
+        return {
             "is_cascaded": self.is_cascaded,
             "foreground_labels": self.label_manager.foreground_labels,
             "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
             "ignore_label": self.label_manager.ignore_label,
         }
+
+    def _slab_transforms(self, patch_size: list[int], augmentation: tuple) -> tuple[BasicTransform, BasicTransform]:
+        """nnU-Net's transforms of training and validation for patches that slabs are cut from."""
+        rotation, dummy_2d, _, mirror_axes = augmentation
+        labels = self._label_arguments()
         masked = self.configuration_manager.use_mask_for_norm
         return (
             self.get_training_transforms(
@@ -363,16 +429,45 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             once(self._check_split)
         self._start()  # what is wrong with the weights is told before minutes of reading cases
         if self._resumed:
+            self._require_same_epochs()
+            self._take_up_best()
             self._save_missed_best()
         else:
             self._check_data()
+        self._claim_folder()
         self._enter_stage()  # weights that were loaded brought their own stage along
+        self._tell_stage()
         super().on_train_start()
+        if self._folder is not None:
+            self._folder.began = True
+
+    def _claim_folder(self) -> None:
+        """Say in the folder which training it is of; what another one left there is moved aside, with its date."""
+        if self._training is None:
+            self._training = {
+                **new_record(self._identity, __version__),
+                "start": self._started_from,
+                "seed": self._seed,
+            }
+            if self.is_ddp:
+                of_rank_0 = [self._training]
+                dist.broadcast_object_list(of_rank_0)
+                (self._training,) = of_rank_0
+        if self._folder is None:
+            return
+        known = read_record(self._folder.path)
+        if self._resumed and known is None:
+            write_record(self._folder.path, self._training)
+        elif known is None or known["id"] != self._training["id"]:
+            aside = self._folder.claim(self._training)
+            if aside is not None:
+                self.print_to_log_file(f"What another training left in {self._folder.path} is now in {aside.name}.")
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's, with an error that says what to do about a data set that is too small for it."""
         try:
-            return super().do_split()
+            with self.preemption.put_off():  # until splits_final.json is whole
+                return super().do_split()
         except ValueError as error:
             raise ValueError(
                 f"nnU-Net cannot split {self.plans_manager.dataset_name} into its 5 folds ({error}). Train with fold "
@@ -431,6 +526,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         self.module.load_stage1(checkpoint.network_weights)
         self._set_schedule(self.schedule.without(1))
         self._record_stage1({"epochs": 0, "file": checkpoint.file, "sha256": checkpoint.sha256})
+        self._started_from = f"stage 1 of {checkpoint.file}, SHA-256 {checkpoint.sha256}"
         self.print_to_log_file(f"Stage 1 is skipped. {checkpoint.report()}")
         self._warn_of_leak(checkpoint)
         self._begin_stage(2)
@@ -454,6 +550,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
 
     def _load_pretrained_vit(self) -> None:
         name = VARIANTS[self.variant].weights_name
+        self._started_from = "random weights"
         if name is None:
             self.print_to_log_file(f"{type(self).__name__} starts from random weights: there are none of its size.")
             return
@@ -462,6 +559,7 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             self.print_to_log_file("DINOMED3D_WEIGHTS=random: training starts from random weights, as asked for.")
             return
         self.module.load_pretrained(weights.tensors)
+        self._started_from = weights.report()
         self.print_to_log_file(weights.report())
 
     def _do_i_compile(self) -> bool:
@@ -481,20 +579,26 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             return super().train_step(batch)
 
     def validation_step(self, batch: dict) -> dict:
-        with self._autocast():
+        real = batch.get("real", len(batch["data"]))
+        rows = only_rows(self.network, batch["target"], real, self.label_manager.has_regions)
+        with self._autocast(), rows:
             return super().validation_step(batch)
 
     def on_epoch_start(self) -> None:
+        self.between_epochs()
+        self._go_on()
         if self.schedule.stage(self.current_epoch) != self.stage:
             self._switch_to_stage2()
         super().on_epoch_start()
 
     def _switch_to_stage2(self) -> None:
+        self.network.zero_grad(set_to_none=True)  # of what stage 2 freezes: memory, and nnU-Net clips by all gradients
         stop_workers(self.dataloader_train)
         stop_workers(self.dataloader_val)
         self._load_best_of_stage1()
         self._best_ema = None
         self._begin_stage(2)
+        self._tell_stage()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
 
     def _load_best_of_stage1(self) -> None:
@@ -504,13 +608,9 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
             return
         if self.is_ddp:
             dist.barrier()  # rank 0 wrote the file
-        filename = join(self.output_folder, STAGE1_BEST)
-        if not isfile(filename):
-            raise FileNotFoundError(
-                f"{filename} is missing, the best epoch of stage 1, from which stage 2 starts. Put it back, or train "
-                "from the beginning (without --c)."
-            )
-        checkpoint = read_own_checkpoint(filename)
+        checkpoint = self._read_best()
+        if checkpoint is None:
+            raise FileNotFoundError(self._missing_stage1())
         self.module.load_state_dict(checkpoint["network_weights"])
         best_epoch = checkpoint["current_epoch"] - 1
         self._record_stage1({"epochs": self.current_epoch, "best_epoch": best_epoch})
@@ -527,10 +627,6 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         super().on_validation_epoch_end(val_outputs)
-        # nnU-Net's moving average would run on, and stage 1's Dice of slabs inflate stage 2's of patches
-        averages = self.logger.get_value("ema_fg_dice", step=None)
-        past = averages[self.schedule.first_epoch(self.stage) : -1]
-        averages[-1] = moving_average(past, self.logger.get_value("mean_fg_dice", step=-1))
         self._forget_nan()
 
     def _forget_nan(self) -> None:
@@ -548,27 +644,62 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
         of_stage1 = self.stage == 1 and self.schedule.stage2.epochs > 0
         return STAGE1_BEST if of_stage1 and name == "checkpoint_best.pth" else name
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """nnU-Net's, in the stage of the checkpoint: its last epoch's, also at the boundary."""
-        if not self.was_initialized:
-            self.initialize()
-        checkpoint = read_own_checkpoint(filename_or_checkpoint)
-        self._require_fit(checkpoint, filename_or_checkpoint)
+    def load_checkpoint(self, filename_or_checkpoint: str | dict[str, Any]) -> None:
+        """nnU-Net's, in the stage of the checkpoint: its last epoch's, also at the boundary.
+
+        A file of the training's own folder has to be this training's.
+        """
+        if isinstance(filename_or_checkpoint, dict):
+            checkpoint, filename = filename_or_checkpoint, "The checkpoint"
+        else:
+            filename = str(filename_or_checkpoint)
+            checkpoint = read_own_checkpoint(filename)
+            if Path(filename).resolve().parent == Path(self.output_folder).resolve():
+                require_own(checkpoint, filename, self._identity, read_record(Path(self.output_folder)))
         stage = int(checkpoint["network_weights"]["_extra_state"])
-        record = checkpoint["init_args"].get("stage1")
-        if record:
-            skipped = "file" in record
-            self._set_schedule(
-                self.schedule.without(1) if skipped else self.schedule.with_stage1_ended(record["epochs"])
-            )
-        if stage != self.stage:
+        self._set_schedule(self._schedule_of(checkpoint))
+        if not self.was_initialized:
+            self._first_stage = stage
+            self.initialize()
+        elif stage != self.stage:
             self._begin_stage(stage)
-        super().load_checkpoint(filename_or_checkpoint)
+        self._require_fit(checkpoint, filename)
+        with instead_of_reading(checkpoint):
+            super().load_checkpoint(filename)
+        self._training = record_of_checkpoint(checkpoint) or unmarked_record(checkpoint, self._identity)
+        self._keep_state_to_resume_from()
         self._resumed = True
-        # what this file says of the best can be an epoch old: what was saved as the best counts
-        saved = self._ema_of_best()
-        self._best_ema = checkpoint["_best_ema"] if saved is None else saved
         self._forget_nan()
+
+    def _schedule_of(self, checkpoint: dict[str, Any]) -> Schedule:
+        """With the lengths of the stages in the training that wrote it."""
+        args, own = checkpoint["init_args"], self._own_schedule
+        epochs, record = args.get("epochs"), args.get("stage1")
+        if epochs is not None:
+            return Schedule(replace(own.stage1, epochs=epochs[0]), replace(own.stage2, epochs=epochs[1]))
+        # of a version that did not say
+        if not record:
+            return own
+        schedule = own.without(1) if "file" in record else own.with_stage1_ended(record["epochs"])
+        trained = checkpoint["current_epoch"] - schedule.stage1.epochs
+        return replace(schedule, stage2=replace(own.stage2, epochs=max(schedule.stage2.epochs, trained, 1)))
+
+    def _require_same_epochs(self) -> None:
+        """Refuse to go on with other lengths of the stages than the training began with."""
+        began, own = self.schedule, self._own_schedule
+        record = self.my_init_kwargs.get("stage1") or {}
+        if "file" in record:
+            own = own.without(1)
+        ended_early = "epochs" in record and began.epochs == own.epochs and began.stage1.epochs < own.stage1.epochs
+        if began != own and not ended_early:
+            raise ValueError(
+                f"This training began with {began.stage1.epochs} + {began.stage2.epochs} epochs (stage 1 + stage 2), "
+                f"and {type(self).__name__} now has {own.stage1.epochs} + {own.stage2.epochs}: the learning rate would "
+                "jump. Set its stage1_epochs and stage2_epochs back to go on with --c, or train anew (without --c)."
+            )
+
+    def _more_init_args(self) -> dict[str, Any]:
+        return {"training": self._training, "epochs": [self.schedule.stage1.epochs, self.schedule.stage2.epochs]}
 
     def _require_fit(self, checkpoint: dict[str, Any], filename: str) -> None:
         own = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
@@ -585,14 +716,51 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
     def _best_filename(self) -> str:
         return join(self.output_folder, self._checkpoint_name("checkpoint_best.pth"))
 
-    def _ema_of_best(self) -> float | None:
-        """The moving average of the pseudo Dice of the stage's best epoch that was saved; None if none was."""
-        if not isfile(self._best_filename()):
+    def _read_best(self) -> dict[str, Any] | None:
+        """The stage's best epoch that was saved; None if none was.
+
+        Raises:
+            ValueError: the file is damaged, or of another training.
+        """
+        filename = self._best_filename()
+        if not isfile(filename):
             return None
-        checkpoint = read_own_checkpoint(self._best_filename())
-        if int(checkpoint["network_weights"]["_extra_state"]) != self.stage:
-            return None
-        return checkpoint["logging"]["ema_fg_dice"][-1]
+        checkpoint = read_own_checkpoint(filename, mmap=True)
+        require_own(checkpoint, filename, self._identity, self._training)
+        return checkpoint if int(checkpoint["network_weights"]["_extra_state"]) == self.stage else None
+
+    def _take_up_best(self) -> None:
+        """On resume: what the checkpoint says of the best can be an epoch old. What was saved as the best counts.
+
+        Stage 2 starts from stage 1's best: without it, training stops here and not at the switch. Stage 2's own is
+        written anew.
+        """
+        if self.disable_checkpointing:
+            return
+        is_needed = basename(self._best_filename()) == STAGE1_BEST
+        was_saved = self._best_ema is not None
+        try:
+            best = self._read_best()
+        except ValueError as error:
+            if is_needed:
+                raise ValueError(f"{error} {self._missing_stage1()}") from error
+            self.print_to_log_file(f"WARNING: {error} It is not needed to go on, and written anew.")
+            if isinstance(error, ForeignCheckpointError) and self._folder is not None:
+                move_aside(self._folder.path, [basename(self._best_filename())])
+            best = None
+        if best is None and was_saved:
+            if is_needed:
+                raise FileNotFoundError(self._missing_stage1())
+            self.print_to_log_file(f"WARNING: {self._best_filename()} is written anew: there is no sound one.")
+        self._best_ema = None if best is None else best["logging"]["ema_fg_dice"][-1]
+        self._forget_nan()
+
+    def _missing_stage1(self) -> str:
+        return (
+            f"{self._best_filename()} is missing, damaged or of another training: the best epoch of stage 1, where "
+            f"stage 2 starts. Put it back, or take the last epoch that was saved for the best (in that folder: cp "
+            f"{LATEST} {STAGE1_BEST}) and go on with --c, or train from the beginning (without --c)."
+        )
 
     def _save_missed_best(self) -> None:
         """On resume: nnU-Net writes ``checkpoint_latest.pth`` first, and was killed before it wrote the best."""
@@ -607,5 +775,11 @@ class nnUNetTrainerDINOMed3D(RobustTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's, on volumes, with LoRA merged into the frozen weights and slabs encoded once."""
         self.module.set_stage(self.stage)
-        with self.module.merged_lora(), self.module.slices_encoded_once():
+        with (
+            self._in_folder(),
+            self.preemption.listening(),
+            self.module.merged_lora(),
+            self.module.slices_encoded_once(),
+        ):
             super().perform_actual_validation(save_probabilities)
+        self._leave_folder()
