@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_dinomed3d.evaluation.crossval import add_arguments, like_for_like, run_crossval
+from nnunetv2_dinomed3d.trainers.folder_lock import LOCK, Owner
 from tests.test_evaluation_cases import NAME, fold_folder, write_results
 
 FAKE = """#!{python}
@@ -48,6 +50,13 @@ partial.rename(folder / f"started_{{sys.argv[3]}}")
 time.sleep(600)
 """
 """A training with a loader worker. On a signal it saves and exits with 75."""
+
+OWN = """
+import dataclasses, json, sys
+from pathlib import Path
+from nnunetv2_dinomed3d.trainers.folder_lock import Owner
+Path(sys.argv[1]).write_text(json.dumps(dataclasses.asdict(Owner.this_process())))
+"""
 
 FIVE_FOLDS = [{"train": [], "val": []}] * 5
 
@@ -181,6 +190,20 @@ echo "trained $3 $8"
     assert "# finished in the meantime: New fold 1" in output
     assert [line for line in output.splitlines() if line.startswith("trained")] == ["trained 0 ", "trained 2 --c"]
     assert re.search(r"^dinomed3d: warning: New fold 2: its training log was written \d+ s ago", warning)
+
+
+def test_what_another_process_trains_is_left_to_it(root: Path, jobs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A second `crossval --run` beside the first trains something else; 75 says that not all is done."""
+    fold = fold_folder(root, "New", 0)
+    fold.mkdir(parents=True)
+    (fold / LOCK).write_text(json.dumps(asdict(Owner.this_process())))
+    assert crossval("777", "-tr", "New", "--folds", "0", "1", "--run") == 75
+    assert [record["words"][2] for record in records(jobs)] == ["1"]
+    assert f"New fold 0 is left out, as it is being trained: process {os.getpid()} on" in capfd.readouterr().out
+    with subprocess.Popen([sys.executable, "-c", OWN, str(fold / LOCK)]) as process:  # an owner that has died
+        assert process.wait() == 0
+    assert crossval("777", "-tr", "New", "--folds", "0", "--run") == 0
+    assert [record["words"][2] for record in records(jobs)] == ["1", "0"]
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -378,6 +401,10 @@ def test_the_folds_are_those_of_the_splits(root: Path, capsys: pytest.CaptureFix
     assert folds() == ["0", "1", "2", "3", "4"]
     with pytest.raises(ValueError, match="nnU-Net will make 5 folds"):
         crossval("777", "-tr", "New", "--folds", "5")
+    for content in ("[]", "{}", "[7]", '[{"train": []}]', "x"):
+        splits.write_text(content)
+        with pytest.raises(ValueError, match=r"splits_final\.json"):
+            crossval("777", "-tr", "New")
 
 
 def test_a_training_over_a_finished_one_is_not_taken_for_it(root: Path) -> None:

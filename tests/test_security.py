@@ -44,10 +44,21 @@ def test_import_build_and_prediction_do_not_touch_the_network(
 
 
 @pytest.mark.parametrize(
-    "text", ["shell=True", "os.system", "os.popen", "pickle.load", "eval(", "exec(", "trust_remote_code"]
+    "text",
+    [
+        "shell=True",
+        "os.system",
+        "os.popen",
+        "getoutput",
+        'eval "',
+        "pickle.load",
+        "eval(",
+        "exec(",
+        "trust_remote_code",
+    ],
 )
 def test_source_without(text: str) -> None:
-    """Nothing from a variable reaches a shell; nothing but nnU-Net's own checkpoints is unpickled."""
+    """No command goes through a shell, and the Slurm script evaluates no text (tests/test_evaluation_crossval.py); nothing but nnU-Net's own checkpoints is unpickled."""
     files = [
         path for path in (ROOT / "nnunetv2_dinomed3d").rglob("*.py") if text in path.read_text().replace(".eval(", "")
     ]

@@ -17,6 +17,7 @@ from nnunetv2_dinomed3d.evaluation.cases import is_validated, read_splits
 from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, folder_of, model_name
 from nnunetv2_dinomed3d.processes import PREEMPTED, Commands
 from nnunetv2_dinomed3d.settings import VARIABLES, WEIGHTS_VARIABLE, check_environment
+from nnunetv2_dinomed3d.trainers.folder_lock import LOCK, Owner, read_owner
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
 NNUNETS_FOLDS = 5
@@ -149,8 +150,11 @@ def plan_jobs(
 
 def _folds(dataset: str, wanted: list[str] | None) -> list[str]:
     """The folds to train, each in nnU-Net's own spelling."""
-    if (folder_of("nnUNet_preprocessed") / dataset / "splits_final.json").is_file():
+    path = folder_of("nnUNet_preprocessed") / dataset / "splits_final.json"
+    if path.exists():
         count, whose = len(read_splits(dataset)), "splits_final.json has"
+        if not count:
+            raise ValueError(f"{path} names no fold: remove it, and nnU-Net makes {NNUNETS_FOLDS}")
     else:
         count, whose = NNUNETS_FOLDS, "there is no splits_final.json yet, and nnU-Net will make"
     if wanted is None:
@@ -231,12 +235,12 @@ def run_jobs(rows: dict[str, list[Job]]) -> int:
 
     Returns:
         The exit code: 1 if a job failed, which stops no other; `PREEMPTED` if none failed, but one was interrupted
-        and can go on; else 0.
+        and can go on, or is being trained by another process; else 0.
     """
     if not shutil.which("nnUNetv2_train"):
         raise ValueError("nnUNetv2_train is not on the PATH: activate nnU-Net's environment")
     failed: list[str] = []
-    interrupted: list[str] = []
+    left: list[str] = []
 
     def run_row(gpu: str, jobs: list[Job], run: Callable[..., int]) -> None:
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
@@ -244,24 +248,33 @@ def run_jobs(rows: dict[str, list[Job]]) -> int:
             if job.state == "finished":
                 print(f"# finished in the meantime: {job.name}", flush=True)
                 continue
+            if owner := _owner(job):
+                left.append(f"{job.name} is left out, as it is being trained: {owner}")
+                continue
             _warn_if_busy(job)
             print(command_line(job, gpu), flush=True)
             code = run(job.command, environment, f"[GPU {gpu}] " if len(rows) > 1 else "")
             if code == PREEMPTED:
-                interrupted.append(f"{job.name} was interrupted; to go on: {command_line(_as_it_is_now(job), gpu)}")
+                left.append(f"{job.name} was interrupted; to go on: {command_line(_as_it_is_now(job), gpu)}")
             elif code:
                 failed.append(f"{job.name} ended with {code}: {command_line(job, gpu)}")
 
     with Commands() as commands, ThreadPoolExecutor(len(rows)) as pool:
         for future in [pool.submit(run_row, gpu, jobs, commands.run) for gpu, jobs in rows.items()]:
             future.result()
-    print("\n".join(failed + interrupted) or "All jobs are done.")
-    return 1 if failed else PREEMPTED if interrupted else 0
+    print("\n".join(failed + left) or "All jobs are done.")
+    return 1 if failed else PREEMPTED if left else 0
 
 
 def _as_it_is_now(job: Job) -> Job:
     """A job whose turn has come: another run may have gone on with it, or finished it."""
     return Job(job.trainer, job.fold, job.model, job.words, fold_state(job.model, job.fold))
+
+
+def _owner(job: Job) -> Owner | None:
+    """The process that trains in a job's folder, if it is one of our trainers on this machine."""
+    owner = read_owner(job.model / f"fold_{job.fold}" / LOCK)
+    return owner if owner and owner.is_alive() else None
 
 
 def _warn_if_busy(job: Job) -> None:
