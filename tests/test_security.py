@@ -58,7 +58,7 @@ def test_import_build_and_prediction_do_not_touch_the_network(
     ],
 )
 def test_source_without(text: str) -> None:
-    """No command goes through a shell, and the Slurm script evaluates no text (tests/test_evaluation_crossval.py); nothing but nnU-Net's own checkpoints is unpickled."""
+    """No command goes through a shell, no script evaluates text; nothing but nnU-Net's own checkpoints is unpickled."""
     files = [
         path for path in (ROOT / "nnunetv2_dinomed3d").rglob("*.py") if text in path.read_text().replace(".eval(", "")
     ]
