@@ -116,6 +116,7 @@ def test_a_case_of_other_splits_is_refused(results: Path, tmp_path: Path) -> Non
 def test_a_fold_whose_training_cases_are_all_or_unknown_is_refused(results: Path, tmp_path: Path, fold: str) -> None:
     fold_folder(tmp_path, "Ours", 0).rename(fold_folder(tmp_path, "Ours", 0).with_name(f"fold_{fold}"))
     assert f"fold {fold}" in refusal("777", "-tr", "Stock", "Ours")
+    assert f"fold {fold}" in refusal("777", "-tr", "Ours", "-f", fold)
 
 
 def test_without_splits_nothing_is_compared(results: Path, tmp_path: Path) -> None:

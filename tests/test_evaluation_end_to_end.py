@@ -80,9 +80,10 @@ def test_stock_and_ours_in_two_folds(
     assert summary["trainings"]["nnUNetTrainerStockQuick"]["1"]["epochs"] == 2
     with (out / "cases.csv").open() as file:
         dices = {(r["model"], r["case"], r["label"]): float(r["dice"]) for r in csv.DictReader(file)}
+    root = Path(nnunet_environment["nnUNet_results"]).parent
     for model, origin in summary["provenance"]["models"].items():
         for fold in ("0", "1"):
-            theirs = json.loads((Path(origin["folder"]) / f"fold_{fold}" / "validation" / "summary.json").read_text())
+            theirs = json.loads((root / origin["folder"] / f"fold_{fold}" / "validation" / "summary.json").read_text())
             for case in theirs["metric_per_case"]:
                 name = Path(case["prediction_file"]).name.removesuffix(".nii.gz")
                 for label, value in (("Anterior", "1"), ("Posterior", "2")):

@@ -30,7 +30,7 @@ def measured(
     write_map(folder / "truth.nii.gz", truth)
     write_map(folder / "prediction.nii.gz", prediction, **kwargs)
     job = Job("case", folder / "truth.nii.gz", {"model": folder / "prediction.nii.gz"}, how)
-    return {m.label: m for m in measure_case(job)[0]}
+    return {m.label: m for m in measure_case(job).measurements}
 
 
 @pytest.mark.parametrize("labels", [{"background": 0, "a": 1, "b": 2, "c": 3, "ignore": 4}, REGIONS])
@@ -112,7 +112,7 @@ def test_a_flipped_map_is_warned_of(tmp_path: Path) -> None:
     image = sitk.ReadImage(str(tmp_path / "truth.nii.gz"))
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
     sitk.WriteImage(image, str(tmp_path / "flipped.nii.gz"))
-    _, warnings = measure_case(Job("case", tmp_path / "truth.nii.gz", {"m": tmp_path / "flipped.nii.gz"}, how))
+    warnings = measure_case(Job("case", tmp_path / "truth.nii.gz", {"m": tmp_path / "flipped.nii.gz"}, how)).warnings
     assert len(warnings) == 1
     assert "axes point elsewhere" in warnings[0]
 

@@ -70,7 +70,8 @@ def test_provenance_names_files_versions_plans_folds_and_checkpoints(root: Path)
     ours = provenance["models"]["Ours"]
     assert ours["folds"] == ["0", "1"]
     assert [Path(c["file"]).name for c in ours["checkpoints"]] == ["checkpoint_final.pth"] * 2
-    assert Path(ours["predictions"]["case_4"]) == fold_folder(root, "Ours", 1) / "validation" / "case_4.nii.gz"
+    place = (fold_folder(root, "Ours", 1) / "validation" / "case_4.nii.gz").relative_to(root)
+    assert ours["predictions"]["case_4"] == place.as_posix(), "in nnUNet_results"
     assert set(provenance["truths"]) == set(CASES)
     assert provenance["versions"]["scipy"]
 

@@ -16,7 +16,9 @@ import SimpleITK as sitk
 from nnunetv2_dinomed3d.evaluation.cases import Cases, Model
 from nnunetv2_dinomed3d.evaluation.dataset import Description
 from nnunetv2_dinomed3d.evaluation.measure import Rules, measure
-from nnunetv2_dinomed3d.evaluation.report import Result, write_report
+from nnunetv2_dinomed3d.evaluation.output import output_folder
+from nnunetv2_dinomed3d.evaluation.report import write_report
+from nnunetv2_dinomed3d.evaluation.result import Result
 
 NAMES = ("a", "b", "c", "d")
 DESCRIPTION = Description({n: (i,) for i, n in enumerate(NAMES, 1)}, frozenset(range(5)), None, ".nii.gz")
@@ -29,7 +31,8 @@ from nnunetv2_dinomed3d.evaluation.measure import Job, measure_case
 from tests.test_evaluation_speed import RULES
 folder = Path(sys.argv[1])
 start = time.perf_counter()
-measurements, _ = measure_case(Job("c", folder / "truth.nii.gz", {"m": folder / "prediction.nii.gz"}, RULES))
+job = Job("c", folder / "truth.nii.gz", {"m": folder / "prediction.nii.gz"}, RULES)
+measurements = measure_case(job).measurements
 assert [m.state for m in measurements] == ["measured"] * 4
 print(time.perf_counter() - start, re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 """
@@ -68,10 +71,10 @@ def seconds_of_everything(folder: Path, count: int, shape: tuple[int, int, int])
     """Measuring and the whole report."""
     cases = many_cases(folder, count, shape)
     start = time.perf_counter()
-    measurements, warnings = measure(cases, RULES)
-    assert len(measurements) == count * 3 * 4
-    origin = {"command": "test", "versions": {}}
-    write_report(Result("Speed", None, cases, RULES, measurements, {}, warnings, origin), folder / "out")
+    with output_folder(folder / "out"):
+        result = Result("Speed", None, cases, RULES, measure(cases, RULES), {}, {"command": "test", "versions": {}})
+    assert len(result.measurements) == count * 3 * 4
+    assert write_report(result, folder / "out") == []
     return time.perf_counter() - start
 
 

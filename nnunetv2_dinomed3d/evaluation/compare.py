@@ -1,7 +1,6 @@
 """``dinomed3d compare``: trainings, or folders of predictions, against the truth and against the first of them."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -9,16 +8,15 @@ from nnunetv2_dinomed3d.evaluation.cases import (
     Cases,
     expected_cases,
     files_of,
+    fold_names,
     given_models,
     match,
     read_splits,
     trained_models,
     truth_folder,
 )
-from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, find_description, read_description
-from nnunetv2_dinomed3d.evaluation.measure import Rules, measure
-from nnunetv2_dinomed3d.evaluation.provenance import provenance
-from nnunetv2_dinomed3d.evaluation.report import Result, write_report
+from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, find_description, names_dataset, read_description
+from nnunetv2_dinomed3d.evaluation.text import place, printable
 from nnunetv2_dinomed3d.evaluation.training_log import read_logs
 
 DEFAULT_TOLERANCE_MM = 1.0
@@ -74,6 +72,13 @@ def parse_tolerances(words: list[str], labels: list[str]) -> dict[str, float]:
     return {label: named.get(label, default) for label in labels}
 
 
+def _take_trailing_dataset(args: argparse.Namespace) -> None:
+    """``compare -tr A B 4``: the data set was given last, where the option before it took it for one of its own."""
+    for words in (args.tr, args.pred, args.p):
+        if not args.dataset and words and len(words) > 1 and names_dataset(words[-1]):
+            args.dataset = words.pop()
+
+
 def _check(args: argparse.Namespace) -> None:
     """Options that do not go together."""
     if args.pred and not args.gt:
@@ -82,7 +87,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--gt goes with --pred; the truth of trainings is nnU-Net's")
     if args.tr and not args.dataset:
         raise ValueError(
-            "-tr needs the data set, such as: dinomed3d compare 4 -tr nnUNetTrainer nnUNetTrainerDINOMed3D"
+            "-tr needs the data set, before the options, such as: dinomed3d compare 4 -tr nnUNetTrainer "
+            "nnUNetTrainerDINOMed3D"
         )
     if args.pred and (args.p or args.c or args.f):
         raise ValueError("-p, -c and -f choose trainings; with --pred, name the folders you mean")
@@ -107,31 +113,38 @@ def _cases(args: argparse.Namespace, dataset: str | None, ending: str) -> Cases:
         models, truths = given_models(args.pred, ending), files_of(args.gt, ending)
         return match(models, truths, set(truths), args.common)
     assert dataset, "_check lets no trainers pass without a data set"
-    models = trained_models(dataset, args.tr, args.p or ["nnUNetPlans"], args.c or "3d_fullres", args.f, ending)
+    folds = fold_names(args.f) if args.f else None
+    models = trained_models(dataset, args.tr, args.p or ["nnUNetPlans"], args.c or "3d_fullres", folds, ending)
     truths = files_of(truth_folder(dataset), ending)
     return match(models, truths, expected_cases(models, read_splits(dataset)), args.common)
 
 
 def run_compare(args: argparse.Namespace) -> int:
     """Measure, write the report, say where it is; 0."""
+    from nnunetv2_dinomed3d.evaluation.measure import Rules, measure  # with SciPy and SimpleITK; --help need not wait
+    from nnunetv2_dinomed3d.evaluation.output import output_folder
+    from nnunetv2_dinomed3d.evaluation.provenance import provenance
+    from nnunetv2_dinomed3d.evaluation.report import Result, write_report
+
+    _take_trailing_dataset(args)
     _check(args)
     dataset = dataset_name(args.dataset) if args.dataset else None
     dataset_json = _description_file(args, dataset)
     description = read_description(dataset_json)
     tolerances = parse_tolerances(args.tolerance, list(description.labels))
     cases = _cases(args, dataset, description.ending)
-    out = args.o or Path(f"compare_{dataset}" if dataset else "compare")
-    rules = Rules(description, tolerances, args.exclude_empty)
-    measurements, warnings = measure(cases, rules)
     logs = {
         model.name: {fold: read_logs(model.folder / f"fold_{fold}") for fold in sorted(set(model.folds.values()))}
         for model in cases.models
     }
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    origin = provenance(command, dataset, dataset_json, cases)
-    title = f"Comparison on {dataset or args.gt}"
-    write_report(Result(title, dataset, cases, rules, measurements, logs, warnings, origin), out)
+    out = args.o or Path(f"compare_{dataset}" if dataset else "compare")
+    rules = Rules(description, tolerances, args.exclude_empty)
+    with output_folder(out):
+        measured = measure(cases, rules)
+    origin = provenance(sys.argv, dataset, dataset_json, cases)
+    title = f"Comparison on {dataset or place(args.gt)}"
+    warnings = write_report(Result(title, dataset, cases, rules, measured, logs, origin), out)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"{out / 'report.html'}: {len(cases.truths)} cases, {len(cases.models)} models")
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    print(f"{printable(out / 'report.html')}: {len(cases.truths)} cases, {len(cases.models)} models")
     return 0

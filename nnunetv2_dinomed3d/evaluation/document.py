@@ -5,6 +5,8 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_dinomed3d.evaluation.text import markdown, markdown_line, printable
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; display: block; overflow-x: auto }
@@ -51,29 +53,38 @@ Block = Heading | Paragraph | Bullets | Grid | Picture
 
 
 def to_markdown(blocks: list[Block], folder: Path) -> str:
-    """Markdown; pictures are linked relative to `folder`."""
+    """Markdown; pictures are linked relative to `folder`. No text is taken for markup."""
     parts = []
     for block in blocks:
         match block:
             case Heading(text, level):
-                parts.append(f"{'#' * level} {text}")
+                parts.append(f"{'#' * level} {markdown_line(text)}")
             case Paragraph(text):
-                parts.append(text)
+                parts.append(markdown_line(text))
             case Bullets(items):
-                parts.append("\n".join(f"- {item}" for item in items))
+                parts.append("\n".join(f"- {markdown_line(item)}" for item in items))
             case Grid(columns, rows):
-                lines = [columns, ["---"] * len(columns), *rows]
-                parts.append("\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines))
+                lines = [_cells(columns), ["---"] * len(columns), *map(_cells, rows)]
+                parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
             case Picture(path, caption):
-                parts.append(f"![{caption}]({path.relative_to(folder).as_posix()})\n\n{caption}")
+                link = f"![{markdown(caption)}]({path.relative_to(folder).as_posix()})"
+                parts.append(f"{link}\n\n{markdown_line(caption)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _cells(texts: list[str]) -> list[str]:
+    return [markdown(text).replace("|", "\\|") for text in texts]
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def to_html(blocks: list[Block], title: str) -> str:
     """One HTML file with the pictures in it."""
     body = "\n".join(_block_html(block) for block in blocks)
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_escaped(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -81,14 +92,14 @@ def to_html(blocks: list[Block], title: str) -> str:
 def _block_html(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
+            return f"<h{level}>{_escaped(text)}</h{level}>"
         case Paragraph(text):
-            return f"<p>{html.escape(text)}</p>"
+            return f"<p>{_escaped(text)}</p>"
         case Bullets(items):
-            return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+            return "<ul>" + "".join(f"<li>{_escaped(item)}</li>" for item in items) + "</ul>"
         case Grid(columns, rows):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
-            lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+            head = "".join(f"<th>{_escaped(cell)}</th>" for cell in columns)
+            lines = ["".join(f"<td>{_escaped(cell)}</td>" for cell in row) for row in rows]
             return (
                 f"<table><thead><tr>{head}</tr></thead><tbody>"
                 + "".join(f"<tr>{r}</tr>" for r in lines)
@@ -96,7 +107,7 @@ def _block_html(block: Block) -> str:
             )
         case Picture(path, caption):
             data = base64.b64encode(path.read_bytes()).decode()
-            text = html.escape(caption)
+            text = _escaped(caption)
             return (
                 f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
             )

@@ -1,75 +1,70 @@
 """Label maps: reading them, where they lie, and the structures in them."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from scipy import ndimage
 
+from nnunetv2_dinomed3d.dataset_json import LARGEST_VALUE
 from nnunetv2_dinomed3d.evaluation.dataset import Description
 from nnunetv2_dinomed3d.evaluation.metrics import Structure, crop
+from nnunetv2_dinomed3d.evaluation.volume import Geometry, read_volume
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Where a label map lies, in SimpleITK's order (x, y, z) and mm."""
+def read_label_map(path: Path, truth: Geometry | None = None) -> tuple[np.ndarray, Geometry]:
+    """A label map, (d, h, w), uint8 or int16, no value below 0.
 
-    size: tuple[int, ...]
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
-
-    @property
-    def spacing_zyx(self) -> tuple[float, float, float]:
-        """In the order of the array's axes."""
-        x, y, z = self.spacing
-        return z, y, x
-
-
-def read_label_map(path: Path) -> tuple[np.ndarray, Geometry]:
-    """A label map, (d, h, w) of integers.
+    Args:
+        truth: where the truth lies, for a prediction; another size or spacing is refused, before voxels are read.
 
     Raises:
-        ValueError: it cannot be read, has not three axes, or holds something else than integers.
+        ValueError: it cannot be read, has not three axes, does not fit, or holds what is no label.
     """
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{path} cannot be read: {reason}") from error
-    array = sitk.GetArrayFromImage(image)
-    if array.ndim != 3:
-        raise ValueError(f"{path} has {array.ndim} axes; a label map of a volume has three")
-    if array.dtype.kind == "f":
-        rounded = np.rint(array).astype(np.int32)
-        if not np.array_equal(rounded, array):
-            raise ValueError(f"{path} holds values that are no integers, so it is no label map")
-        array = rounded
-    return array, Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    array, geometry = read_volume(path, lambda found: _check_fit(truth, found, path) if truth else None)
+    return _as_labels(array, path), geometry
 
 
-def geometry_warning(truth: Geometry, prediction: Geometry, path: Path) -> str:
-    """What of a prediction's position differs, as text; a size or spacing that differs is refused."""
+def _as_labels(array: np.ndarray, path: Path) -> np.ndarray:
+    """Whole numbers from 0 to the largest that a ``dataset.json`` may name; floats that are whole numbers too."""
+    low, high = array.min(), array.max()
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise ValueError(f"{path} holds {low if not np.isfinite(low) else high}, so it is no label map")
+    if low < 0:
+        hint = " (in a file of 8 bits with a sign, 255 reads as -1)" if array.dtype == np.int8 else ""
+        raise ValueError(f"{path} holds {low:g}, which dataset.json does not name: no label is negative{hint}")
+    if high > LARGEST_VALUE:
+        raise ValueError(f"{path} holds {high}, which dataset.json does not name: is it of this data set?")
+    labels = array.astype(np.uint8 if high < 256 else np.int16, copy=False)
+    if array.dtype.kind == "f" and (different := labels != array).any():
+        raise ValueError(f"{path} holds {array[different][0]}: values that are no integers make no label map")
+    return labels
+
+
+def _check_fit(truth: Geometry, prediction: Geometry, path: Path) -> None:
     if truth.size != prediction.size:
         raise ValueError(f"{path} has {prediction.size} voxels, its truth {truth.size} (x, y, z): resample it")
     if not np.allclose(truth.spacing, prediction.spacing, rtol=1e-3, atol=0):
         raise ValueError(f"{path} has spacing {prediction.spacing} mm, its truth {truth.spacing}: resample it")
+
+
+def geometry_warning(truth: Geometry, prediction: Geometry) -> str:
+    """What of a prediction's position differs, as the end of a sentence that begins with its name; else empty."""
     if not np.allclose(truth.direction, prediction.direction, atol=1e-2):
-        return f"{path}: its axes point elsewhere than its truth's; compared voxel by voxel all the same"
+        return "its axes point elsewhere than its truth's; compared voxel by voxel all the same"
     if np.abs(np.subtract(truth.origin, prediction.origin)).max() > min(truth.spacing) / 2:
-        return f"{path}: its first voxel lies elsewhere than its truth's; compared voxel by voxel all the same"
+        return "its first voxel lies elsewhere than its truth's; compared voxel by voxel all the same"
     return ""
 
 
 def structures(
     labels: np.ndarray, spacing: tuple[float, float, float], description: Description, path: Path
 ) -> dict[str, Structure]:
-    """Every label and region of a label map, (d, h, w), without its ignore label."""
+    """Every label and region of a label map, (d, h, w) of `read_label_map`, without its ignore label."""
     boxes = [box if box is None else tuple(box) for box in ndimage.find_objects(labels)]
     there = {value for value, box in enumerate(boxes, 1) if box is not None}
-    if unknown := there - description.values - {description.ignore}:
-        raise ValueError(f"{path} holds {sorted(unknown)}, which dataset.json does not name: is it of this data set?")
+    if unknown := sorted(there - description.values - {description.ignore}):
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(f"{path} holds {unknown[:5]}{more}, which dataset.json does not name: is it of this data set?")
     found = {}
     for name, values in description.labels.items():
         inside = [box for value in values if value in there and (box := boxes[value - 1])]

@@ -3,19 +3,15 @@
 import csv
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from nnunetv2_dinomed3d.evaluation import document as doc
-from nnunetv2_dinomed3d.evaluation.cases import Cases
-from nnunetv2_dinomed3d.evaluation.dataset import find_image
-from nnunetv2_dinomed3d.evaluation.figures import draw_boxes, draw_dice_over_volume, draw_differences, draw_training
-from nnunetv2_dinomed3d.evaluation.measure import Measurement, Rules
+from nnunetv2_dinomed3d.evaluation.measure import Measurement
+from nnunetv2_dinomed3d.evaluation.pictures import draw_pictures
+from nnunetv2_dinomed3d.evaluation.result import Result
 from nnunetv2_dinomed3d.evaluation.rules import rule_texts
-from nnunetv2_dinomed3d.evaluation.slices import choose, draw_case
 from nnunetv2_dinomed3d.evaluation.statistics import (
     METRICS,
     Comparison,
@@ -26,49 +22,37 @@ from nnunetv2_dinomed3d.evaluation.statistics import (
     summarise,
     tabulate,
 )
+from nnunetv2_dinomed3d.evaluation.text import cell, place
 from nnunetv2_dinomed3d.evaluation.training_log import TrainingLog
 
 
-@dataclass(frozen=True)
-class Result:
-    """All that is known at the end.
+def write_report(result: Result, out: Path) -> list[str]:
+    """Fill the folder `out`, which is there with its ``figures``; numbers first, then pictures.
 
-    Attributes:
-        logs: of each model and fold; empty for given predictions.
-        warnings: of cases whose geometry is odd.
-        provenance: for summary.json.
+    Returns:
+        What people should know: oddities of the cases, what was left out, pictures that could not be drawn.
     """
-
-    title: str
-    dataset: str | None
-    cases: Cases
-    rules: Rules
-    measurements: list[Measurement]
-    logs: dict[str, dict[str, TrainingLog]]
-    warnings: list[str]
-    provenance: dict[str, Any]
-
-
-def write_report(result: Result, out: Path) -> None:
-    """Fill the folder `out`."""
-    (out / "figures").mkdir(parents=True, exist_ok=True)
     tables = [tabulate(result.measurements, metric) for metric in METRICS]
     summaries = [summary for table in tables for summary in summarise(table)]
     comparisons = [comparison for table in tables if table.metric.better for comparison in compare_with_first(table)]
     write_cases(result, out / "cases.csv")
     write_summary(result, summaries, comparisons, out / "summary.json")
-    blocks = [
+    before = [
         *_opening(result),
         *_results(tables, summaries, comparisons),
         *_failures(result.measurements),
         *_trainings(result.logs),
-        *_pictures(result, tables, out / "figures"),
-        doc.Heading("Rules"),
-        doc.Bullets(rule_texts(result.rules, result.cases)),
-        *_origin(result),
     ]
-    (out / "report.md").write_text(doc.to_markdown(blocks, out), encoding="utf-8")
-    (out / "report.html").write_text(doc.to_html(blocks, result.title), encoding="utf-8")
+    after = [doc.Heading("Rules"), doc.Bullets(rule_texts(result.rules, result.cases)), *_origin(result)]
+    _write_document([*before, *after], result.title, out)  # whatever becomes of the pictures
+    pictures, lost = draw_pictures(result, tables, out / "figures")
+    _write_document([*before, *pictures, *after], result.title, out)
+    return [*result.warnings, *lost]
+
+
+def _write_document(blocks: list[doc.Block], title: str, out: Path) -> None:
+    for name, text in (("report.md", doc.to_markdown(blocks, out)), ("report.html", doc.to_html(blocks, title))):
+        (out / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _or_none(value: Any) -> Any:
@@ -76,16 +60,16 @@ def _or_none(value: Any) -> Any:
 
 
 def write_cases(result: Result, path: Path) -> None:
-    """A row per case, model and label; what is not defined is blank."""
+    """A row per case, model and label; what is not defined is blank. No cell is a formula."""
     folds = {model.name: model.folds for model in result.cases.models}
     names = [field.name for field in fields(Measurement)]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow([*names, "volume_difference_ml", "tolerance_mm", "fold"])
         for m in result.measurements:
             values = [_or_none(getattr(m, name)) for name in names]
             extra = [m.volume_difference_ml, result.rules.tolerances[m.label], folds[m.model].get(m.case)]
-            writer.writerow([*values, *extra])
+            writer.writerow(map(cell, [*values, *extra]))
 
 
 def write_summary(result: Result, summaries: list[Summary], comparisons: list[Comparison], path: Path) -> None:
@@ -126,7 +110,10 @@ def write_summary(result: Result, summaries: list[Summary], comparisons: list[Co
 
 def _opening(result: Result) -> list[doc.Block]:
     models = result.cases.models
-    text = f"{len(result.cases.truths)} cases, {len(models)} models. Differences are to the first: {models[0].name}."
+    count = len(result.cases.truths)
+    text = f"{count} cases, {len(models)} models. Differences are to the first: {models[0].name}."
+    if len(models) == 1:
+        text = f"{count} cases, 1 model: {models[0].name}."
     folds = [f"{m.name}: fold {', '.join(sorted(set(m.folds.values())))}" for m in models if m.folds]
     blocks: list[doc.Block] = [doc.Heading(result.title, 1), doc.Paragraph(text)]
     if folds:
@@ -159,12 +146,15 @@ def _results(tables: list[Table], summaries: list[Summary], comparisons: list[Co
         for s in (s for s in summaries if s.metric == metric.key):
             row = [s.label, s.model, str(s.n), _number(s.mean, metric.digits), _interval(s.interval, metric.digits)]
             row.append(_number(s.median, metric.digits))
-            if metric.better:
+            if metric.better and comparisons:
                 c = compared.get((s.metric, s.label, s.model))
                 row += _paired_cells(c, metric.digits) if c else [""] * len(paired)
             rows.append(row)
         direction = {1: ", more is better", -1: ", less is better", 0: ""}[metric.better]
-        blocks += [doc.Heading(metric.title + direction), doc.Grid(columns + (paired if metric.better else []), rows)]
+        blocks += [
+            doc.Heading(metric.title + direction),
+            doc.Grid(columns + (paired if metric.better and comparisons else []), rows),
+        ]
     return blocks
 
 
@@ -202,48 +192,9 @@ def _trainings(logs: dict[str, dict[str, TrainingLog]]) -> list[doc.Block]:
     return [doc.Heading("Trainings"), doc.Grid(columns, rows), doc.Paragraph(note)]
 
 
-def _pictures(result: Result, tables: list[Table], folder: Path) -> list[doc.Block]:
-    dice, distance = tables[0], tables[1]
-    trained = {m: used for m, folds in result.logs.items() if (used := {f: g for f, g in folds.items() if g.finished})}
-    plots: list[tuple[str, Figure, str]] = [
-        ("dice", draw_boxes(dice), "Dice; a grey line joins a case's values."),
-        ("hd95", draw_boxes(distance), "HD95 in mm; a grey line joins a case's values."),
-    ]
-    if len(dice.models) > 1:
-        caption = "Differences of Dice by case (Bland-Altman): mean, and mean -+ 1.96 standard deviations."
-        plots.append(("differences", draw_differences(dice), caption))
-    plots.append(("volume", draw_dice_over_volume(result.measurements), "Dice over the structure's true volume."))
-    if trained:
-        caption = (
-            "Training curves; a dotted line marks the start of stage 2. Stage 1's pseudo Dice is of single slices."
-        )
-        plots.append(("training", draw_training(trained), caption))
-    blocks: list[doc.Block] = [doc.Heading("Figures")]
-    blocks += [_picture(figure, folder / f"{name}.png", caption) for name, figure, caption in plots]
-    return blocks + _case_pictures(result, dice, folder)
-
-
-def _picture(figure: Figure, path: Path, caption: str) -> doc.Picture:
-    figure.savefig(path, dpi=110)
-    return doc.Picture(path, caption)
-
-
-def _case_pictures(result: Result, dice: Table, folder: Path) -> list[doc.Block]:
-    blocks: list[doc.Block] = [doc.Heading("Cases")]
-    for kind, chosen in zip(("worst", "different"), choose(dice), strict=True):
-        for rank, case in enumerate(chosen, 1):
-            image = find_image(result.dataset, case, result.rules.description.ending)
-            predictions = {model.name: model.predictions[case] for model in result.cases.models}
-            truth = result.cases.truths[case]
-            figure = draw_case(f"{kind} {rank}: {case}", image, truth, predictions, result.rules.description)
-            caption = f"{case}, number {rank} of the {'worst' if kind == 'worst' else 'most different'} by Dice."
-            blocks.append(_picture(figure, folder / f"{kind}_{rank}.png", caption))
-    return blocks
-
-
 def _origin(result: Result) -> list[doc.Block]:
     versions = ", ".join(f"{name} {version}" for name, version in result.provenance["versions"].items())
-    folders = [f"{model.name}: {model.folder}" for model in result.cases.models]
+    folders = [f"{model.name}: {place(model.folder)}" for model in result.cases.models]
     text = "cases.csv holds every value; summary.json also where it comes from."
     return [
         doc.Heading("Where this comes from"),
