@@ -1,6 +1,7 @@
 """The experiments behind docs/decisions.md: short trainings of the nano network that differ in one thing.
 
     python -m benchmarks.decisions RAW OUT [--choices NAME ...] [--seeds 0 1 2]
+    python -m benchmarks.decisions --costs      # of the forms of the adapter: nothing is trained
 
 RAW is the Medical Segmentation Decathlon's hippocampus task in nnU-Net's raw format, with ``labelsTs``. All its cases
 make one data set: 30 are trained on, 20 are not, half of these from ``imagesTs``. Patches have 8 slices, a batch has
@@ -19,13 +20,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
 
-from nnunetv2_dinomed3d.network_architecture import adapter, network
+from benchmarks.measure import flops, saved_bytes, seconds, training_step
+from benchmarks.networks import build
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D, adapter, network
+from nnunetv2_dinomed3d.trainers import trainer
 
 DATASET = "Dataset004_Hippocampus"
 PLANS = "nnUNetPlansSmall"
@@ -34,10 +39,6 @@ UNSEEN = 10
 """Cases of ``imagesTr`` that are not trained on, beside all of ``imagesTs``."""
 
 Resampling = Callable[[int, int, int, Any], nn.Module]
-
-
-def _chain(channels: int, factor: int) -> list[nn.Module]:
-    return [nn.Conv3d(channels, channels, 3, stride=(1, 2, 2), padding=1) for _ in range(factor.bit_length() - 1)]
 
 
 def _coarser(make: Callable[[int, int], nn.Module]) -> Resampling:
@@ -65,12 +66,6 @@ def _pooled(channels: int, factor: int) -> nn.Module:
     return nn.Sequential(nn.AvgPool3d(pool, ceil_mode=True), _strided(channels, 2))
 
 
-def _normalised_chain(channels: int, factor: int) -> nn.Module:
-    first, *rest = _chain(channels, factor)
-    between = [part for conv in rest for part in (adapter.InstanceNorm3d(channels), nn.PReLU(), conv)]
-    return nn.Sequential(first, *between)
-
-
 def _relative(channels: int, level_stride: int, token_stride: int, depth_alignment: Any) -> nn.Module:
     """The paper's relation to the token grid, x4, x2, 1 and 1/2, but never finer than 4 voxels."""
     return RESAMPLING(channels, max(4, level_stride * token_stride // 16), token_stride, depth_alignment)
@@ -80,8 +75,7 @@ RESAMPLING: Resampling = adapter._resample
 FORMS: dict[str, Resampling] = {
     "strided": _coarser(_strided),  # one convolution of stride 2, 4 or 8: drops tokens
     "relative": _relative,
-    "chain": _coarser(lambda channels, factor: nn.Sequential(*_chain(channels, factor))),
-    "normalised-chain": _coarser(_normalised_chain),
+    "chain": RESAMPLING,  # the product's: convolutions of stride 2, one after the other
     "pooled": _coarser(_pooled),
     "wide": _coarser(_wide),
 }
@@ -95,17 +89,30 @@ class Choice:
         form: of the adapter; None for the product's.
         scale: in-plane scale S; None for the product's.
         trainer: attributes of the trainer.
-        start: of stage 1: its name among `STARTS`.
+        stages: that are trained; with stage 1 alone its own predictions are measured.
     """
 
     form: str | None = None
     scale: int | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
-    start: str = "default"
+    stages: tuple[int, ...] = (1, 2)
 
 
+def _as_released(self: Any) -> tuple:
+    """Stage 1's rotation within 15 degrees and flips along the last axis alone."""
+    with mock.patch.object(trainer, "IN_PLANE_ROTATION", (-np.pi / 12, np.pi / 12)):
+        *others, axes = super(type(self), self).configure_rotation_dummyDA_mirroring_and_inital_patch_size(self)
+    return *others, axes if self.stage == 2 else (2,)
+
+
+LONGER = {"stage1_epochs": 6}
 CHOICES = {
-    f"adapter-{form}{'' if scale is None else '-S2'}": Choice(form, scale) for scale in (None, 2) for form in FORMS
+    **{f"adapter-{form}": Choice(form) for form in FORMS},
+    **{f"adapter-{form}-S2": Choice(form, scale=2) for form in FORMS},
+    "stage1": Choice(trainer=LONGER, stages=(1,)),
+    "stage1-15-degrees": Choice(
+        trainer={**LONGER, "configure_rotation_dummyDA_mirroring_and_inital_patch_size": _as_released}, stages=(1,)
+    ),
 }
 
 
@@ -135,19 +142,19 @@ def prepare(raw: Path, out: Path) -> None:
     (out / "prepared").touch()
 
 
-def _trainer(choice: Choice, name: str, stages: tuple[int, ...]) -> Any:
+def _trainer(choice: Choice, name: str) -> Any:
     """A trainer of that choice; its name is that of the results folder."""
     from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
 
     if choice.form:
         adapter._resample = FORMS[choice.form]  # type: ignore[assignment]
     if choice.scale:
-        network.in_plane_scale = lambda patch_size: choice.scale  # type: ignore[assignment]
-    trainer = type(name, (nnUNetTrainerDINOMed3D_nano,), {**choice.trainer, "stages": stages})
+        network.in_plane_scale = lambda patch_size: cast(int, choice.scale)
+    trainer_class = type(name, (nnUNetTrainerDINOMed3D_nano,), {"stages": choice.stages, **choice.trainer})
     folder = Path(os.environ["nnUNet_preprocessed"]) / DATASET
     plans = json.loads((folder / f"{PLANS}.json").read_text())
     description = json.loads((folder / "dataset.json").read_text())
-    return trainer({**plans, "continue_training": False}, "3d_fullres", 0, description, torch.device("cpu"))
+    return trainer_class({**plans, "continue_training": False}, "3d_fullres", 0, description, torch.device("cpu"))
 
 
 def _seed(seed: int) -> None:
@@ -177,13 +184,14 @@ def unseen_dice(trainer: Any) -> float:
 
 
 def train(name: str, seed: int, out: Path) -> None:
-    """Stage 2 of a choice with a seed; writes a line of results."""
+    """One training; writes a line of results."""
     choice = CHOICES[name]
-    start = stage1(choice, out)
-    os.environ["DINOMED3D_STAGE1"] = str(start)
-    trainer = _trainer(choice, f"nnUNetTrainer_{name}_{seed}".replace("-", "_"), (1, 2))
+    if choice.stages == (1, 2):
+        os.environ["DINOMED3D_STAGE1"] = str(stage1(choice, out))
+    trainer = _trainer(choice, f"nnUNetTrainer_{name}_{seed}".replace("-", "_"))
     _seed(seed)
     trainer.run_training()
+    trainer.module.set_stage(max(choice.stages))
     result = {"choice": name, "seed": seed, "last": unseen_dice(trainer)}
     best = Path(trainer.output_folder) / "checkpoint_best.pth"
     trainer.module.load_state_dict(torch.load(best, weights_only=False)["network_weights"])
@@ -193,28 +201,19 @@ def train(name: str, seed: int, out: Path) -> None:
 
 
 def stage1(choice: Choice, out: Path) -> Path:
-    """The checkpoint of stage 1 that the choice starts from; trained in a process of its own if it is not there."""
-    name = f"nnUNetTrainer_stage1_{choice.start}_S{choice.scale or 'default'}"
+    """The checkpoint of stage 1 that all trainings of an in-plane scale start from; trained if it is not there."""
+    name = f"nnUNetTrainer_start_S{choice.scale or 0}"
     folder = out / "nnUNet_results" / DATASET / f"{name}__{PLANS}__3d_fullres" / "fold_0"
-    file = folder / "checkpoint_final.pth"
-    if not file.is_file():
-        words = ["--stage1", choice.start, str(choice.scale or 0), str(out)]
+    if not (folder / "checkpoint_final.pth").is_file():
+        words = ["--stage1", str(choice.scale or 0), str(out)]
         subprocess.run([sys.executable, "-m", "benchmarks.decisions", *words], check=True)
-    return file
+    return folder / "checkpoint_final.pth"
 
 
-def train_stage1(start: str, scale: int, out: Path) -> None:
+def train_stage1(scale: int, out: Path) -> None:
     """Stage 1 alone."""
-    choice = Choice(scale=scale or None, start=start)
-    trainer = _trainer(choice, f"nnUNetTrainer_stage1_{start}_S{scale or 'default'}", (1,))
     _seed(0)
-    trainer.run_training()
-    print("stage 1", start, scale, unseen_dice_of_stage1(trainer), flush=True)
-
-
-def unseen_dice_of_stage1(trainer: Any) -> float:
-    trainer.module.set_stage(1)
-    return unseen_dice(trainer)
+    _trainer(Choice(scale=scale or None, stages=(1,)), f"nnUNetTrainer_start_S{scale}").run_training()
 
 
 def table(out: Path) -> str:
@@ -232,10 +231,30 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def costs() -> str:
+    """Of each form of the adapter what a step of ViT-S with 1 x 16 x 64 x 64 voxels takes."""
+    lines = ["| S | form | parameters (M) | step GFLOP | saved MB | step s |", "|---|---|---|---|---|---|"]
+    for scale in (2, 4):
+        for form, resampling in FORMS.items():
+            with mock.patch.object(adapter, "_resample", resampling):
+                net = build(DINOMed3D, "small", scale)
+            net.set_stage(2)
+            x = torch.randn(1, 1, 16, 64, 64)
+            step = training_step(net, x)
+            count = sum(parameter.numel() for parameter in net.adapter.parameters()) / 1e6
+            kept = saved_bytes(lambda net=net, x=x: net(x)) / 1e6  # type: ignore[misc]
+            (time,) = seconds([step], rounds=3)
+            lines.append(f"| {scale} | {form} | {count:.1f} | {flops(step) / 1e9:.1f} | {kept:.0f} | {time:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     words = sys.argv[1:]
+    if words == ["--costs"]:
+        print(costs())
+        return
     if words[:1] == ["--stage1"]:
-        train_stage1(words[1], int(words[2]), Path(words[3]))
+        train_stage1(int(words[1]), Path(words[2]))
         return
     if words[:1] == ["--train"]:
         train(words[1], int(words[2]), Path(words[3]))

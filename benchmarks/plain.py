@@ -102,7 +102,9 @@ class PlainDINOMed3D(DINOMed3D):
         x = F.prelu(_instance_norm(_conv(convolution, feature)), activation.weight)
         stride, token_stride = LEVEL_STRIDES[level], PATCH // self.scale
         if stride > token_stride:
-            return _conv(resample, x, stride // token_stride)
+            for halving in resample if isinstance(resample, nn.Sequential) else [resample]:
+                x = _conv(halving, x, 2)
+            return x
         if stride < token_stride:
             factor = token_stride // stride
             depth = 1 if resample.weight.shape[2] == 3 else 0  # 3 slices keep the depth, the released 4 and 2 do not

@@ -13,7 +13,7 @@ LEVEL_STRIDES = (4, 8, 16, 32)
 
 
 def _resample(channels: int, level_stride: int, token_stride: int, depth_alignment: DepthAlignment) -> nn.Module:
-    """Convolution from the token grid to a level's grid, in plane only."""
+    """Convolutions from the token grid to a level's grid, in plane only; every token reaches it."""
     if level_stride < token_stride:
         factor = token_stride // level_stride
         kernel_depth, padding_depth = (factor, 0) if depth_alignment == "released" else (3, 1)
@@ -24,10 +24,12 @@ def _resample(channels: int, level_stride: int, token_stride: int, depth_alignme
             stride=(1, factor, factor),
             padding=(padding_depth, 0, 0),
         )
-    if level_stride > token_stride:
-        factor = level_stride // token_stride
-        return nn.Conv3d(channels, channels, 3, stride=(1, factor, factor), padding=1)
-    return nn.Identity()
+    # as often halved as needed: one convolution of stride 4 or 8 would never touch most tokens
+    halvings = (level_stride // token_stride).bit_length() - 1
+    convolutions = [nn.Conv3d(channels, channels, 3, stride=(1, 2, 2), padding=1) for _ in range(halvings)]
+    if not convolutions:
+        return nn.Identity()
+    return convolutions[0] if halvings == 1 else nn.Sequential(*convolutions)
 
 
 class Adapter3D(nn.Module):
