@@ -106,4 +106,5 @@ class InterSliceContextEmbedding(nn.Module):
         """Start from a 2D ViT's patch embedding: weight ``(E, 3, 16, 16)``, bias ``(E,)``."""
         conv = getattr(self.conv, "base_layer", self.conv)  # peft's name for it, where it carries LoRA
         conv.weight.copy_(inflate_patch_embedding(weight, conv.in_channels, self.slab_depth))
+        assert conv.bias is not None
         conv.bias.copy_(bias)
