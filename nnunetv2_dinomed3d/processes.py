@@ -66,30 +66,32 @@ def _watch_parent(number: int) -> None:
     os._exit(1)
 
 
-def _run_watched(target: Callable[..., Any] | None, ignore: tuple[signal.Signals, ...], *args: Any, **kw: Any) -> None:
-    end_with_parent(ignore)
+def _run_watched(target: Callable[..., Any] | None, *args: Any, **kw: Any) -> None:
+    end_with_parent()
     if target is not None:
         target(*args, **kw)
 
 
 @contextmanager
-def children_end_with_us(ignore: Collection[signal.Signals] = ()) -> Iterator[None]:
-    """While open, every process that `multiprocessing` starts here calls `end_with_parent` first.
+def children_end_with_us() -> Iterator[None]:
+    """While open, every process that `multiprocessing` starts here ends with us, and not before we say so.
 
-    For code of others, whose pools and workers cannot be given an initializer. Of all start methods; what overrides
-    ``Process.run`` is left alone. Nested, the inner one's signals are ignored as well.
-
-    Args:
-        ignore: as of `end_with_parent`. SIGTERM is how a ``multiprocessing.Pool`` ends its workers: do not name it
-            where pools are started.
+    For code of others, whose pools and workers cannot be given an initializer. Each process calls `end_with_parent`
+    first, and from its birth on `STOP_SIGNALS`, which schedulers and terminals send to all processes of a job, do not
+    reach it: a pool whose worker dies of one waits for ever for the lock it held. ``terminate`` therefore kills. All
+    start methods; what overrides ``Process.run`` is not told to watch.
     """
     base = multiprocessing.process.BaseProcess
     start = base.start
-    signals = tuple(ignore)
 
     def start_watched(process: Any) -> None:
-        process._target = partial(_run_watched, process._target, signals)
-        start(process)
+        process._target = partial(_run_watched, process._target)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # which the child inherits
+        try:
+            start(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        process._popen.terminate = process._popen.kill
 
     base.start = start_watched  # type: ignore[assignment, method-assign]
     try:
@@ -152,7 +154,7 @@ class Commands:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
         assert self._watcher
         assert self._watcher.stdin
         with suppress(OSError):

@@ -6,17 +6,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_dinomed3d.processes import STOP_SIGNALS, Commands, Stopped
+from tests.processes import await_end, running
 
 POOLS = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from nnunetv2_dinomed3d.processes import STOP_SIGNALS, children_end_with_us, end_with_parent
+from nnunetv2_dinomed3d.processes import children_end_with_us, end_with_parent
 
 def busy(name):
     print("child", os.getpid(), name, flush=True)
@@ -30,10 +30,14 @@ if __name__ == "__main__":
     with children_end_with_us():
         others = multiprocessing.get_context("spawn").Pool(1)
         others.apply_async(busy, ("pool of others",))
-        with children_end_with_us(ignore=STOP_SIGNALS):
-            for method in ("fork", "forkserver"):
-                multiprocessing.get_context(method).Process(target=busy, args=(method,)).start()
-    time.sleep(600)
+        for method in ("fork", "forkserver"):
+            multiprocessing.get_context(method).Process(target=busy, args=(method,), daemon=True).start()
+    if sys.argv[1] == "sleeps":
+        time.sleep(600)
+    input()
+    others.terminate()
+    next(iter(pool._processes.values())).kill()
+    print("pool of others ended", flush=True)
 """
 
 COMMAND = """
@@ -63,27 +67,18 @@ with Commands() as commands:
 """
 
 
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def await_end(pids: Iterable[int], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while left := [pid for pid in pids if running(pid)]:
-        assert time.monotonic() < deadline, f"still there: {left}"
-        time.sleep(0.05)
-
-
 def start(tmp_path: Path, script: str, *words: str) -> subprocess.Popen:
     path = tmp_path / "script.py"
     path.write_text(script)
     here = tmp_path / "here"
     here.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, path, *words], stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=here
+        [sys.executable, path, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=here,
     )
 
 
@@ -101,7 +96,7 @@ def children(process: subprocess.Popen, number: int) -> dict[int, str]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=lambda number: number.name)
 def test_pools_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
-    process = start(tmp_path, POOLS)
+    process = start(tmp_path, POOLS, "sleeps")
     pids = children(process, 5)
     assert all(map(running, pids))
     process.send_signal(number)  # to the parent alone
@@ -110,17 +105,21 @@ def test_pools_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> 
 
 
 def test_workers_ignore_what_their_parent_decides(tmp_path: Path) -> None:
-    """Signals to the whole group leave them to the parent: no worker dies, and prints, before it has saved."""
-    process = start(tmp_path, POOLS)
+    """Signals to the whole group leave them to the parent: no worker dies, and prints, before it has saved.
+
+    A pool's worker that died would take the lock with it that the pool waits for at its end.
+    """
+    process = start(tmp_path, POOLS, "ends")
     pids = children(process, 5)
-    workers = [pid for pid, name in pids.items() if name in ("fork", "forkserver")]
-    assert len(workers) == 2
+    workers = [pid for pid, name in pids.items() if name in ("pool of others", "fork", "forkserver")]
+    assert len(workers) == 3
     for pid in workers:
         for number in STOP_SIGNALS:
             os.kill(pid, number)
     time.sleep(0.5)
     assert all(map(running, workers))
-    process.kill()
+    rest, _ = process.communicate("\n", timeout=30)  # its end terminates its daemons
+    assert rest == "pool of others ended\n"
     await_end(pids)
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_dinomed3d.trainers.robust import PREEMPTED, replace_durably
+from nnunetv2_dinomed3d.processes import PREEMPTED
+from nnunetv2_dinomed3d.trainers.checkpoint_files import replace_durably
 from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
+from tests.processes import await_end_of_session
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
@@ -32,13 +34,29 @@ def tensors_equal(a: dict, b: dict) -> bool:
 # ---- kills ----
 
 
-def kill_and_resume(kills: int, nnunet_environment: dict[str, str], results: Path, seed: int) -> list[str]:
-    """Train with nnU-Net's command, kill it at random moments, go on with --c. What was printed, line by line."""
-    command = ["nnUNetv2_train", "901", "3d_fullres", "0", "-tr", "nnUNetTrainerKilled", "-device", "cpu"]
+def kill_and_resume(
+    signals: Sequence[signal.Signals],
+    nnunet_environment: dict[str, str],
+    results: Path,
+    seed: int,
+    trainer: str = "nnUNetTrainerKilled",
+) -> list[str]:
+    """Train with nnU-Net's command, stop it at random moments, go on with --c. What was printed, line by line.
+
+    Args:
+        signals: SIGKILL, or one that asks to stop; each to all processes of the training.
+    """
+    command = ["nnUNetv2_train", "901", "3d_fullres", "0", "-tr", trainer, "-device", "cpu"]
     rng = np.random.default_rng(seed)
-    environment = {**os.environ, **nnunet_environment, "nnUNet_results": str(results), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        **nnunet_environment,
+        "nnUNet_results": str(results),
+        "OMP_NUM_THREADS": "1",
+        "nnUNet_n_proc_DA": "1",
+    }
     printed: list[str] = []
-    for attempt in range(kills + 1):
+    for attempt, number in enumerate((*signals, None)):
         process = subprocess.Popen(
             command + (["--c"] if attempt else []),
             env=environment,
@@ -47,17 +65,28 @@ def kill_and_resume(kills: int, nnunet_environment: dict[str, str], results: Pat
             text=True,
             start_new_session=True,
         )
-        killer, epochs_left = None, rng.integers(1, 4)
+        killer, epochs_left, now = None, rng.integers(1, 3), []
         for line in process.stdout:
-            printed.append(line)
+            now.append(line)
             epochs_left -= bool(EPOCH.search(line))
-            if killer is None and attempt < kills and epochs_left == 0:
-                killer = threading.Timer(rng.uniform(0, 3), os.killpg, (process.pid, signal.SIGKILL))
+            if killer is None and number and epochs_left == 0:
+                killer = threading.Timer(rng.uniform(0, 2), os.killpg, (process.pid, number))
                 killer.start()
         if killer:
             killer.cancel()
-        code = process.wait()
-    assert code == 0, "".join(printed[-60:])
+        code, output = process.wait(), "".join(now)
+        printed += now
+        await_end_of_session(process.pid)
+        if number == signal.SIGKILL and killer:
+            assert code in (-signal.SIGKILL, 0), output
+            continue
+        assert "Traceback" not in output, output
+        if number and killer:
+            assert code in (PREEMPTED, 0) or "Mean Validation Dice" in output, output
+            assert code != PREEMPTED or f"{number.name}: " in output, output
+        else:
+            assert code == 0, output
+    assert not list(results.rglob("*.partial"))
     return printed
 
 
@@ -66,18 +95,18 @@ def begun(printed: list[str]) -> list[int]:
     return [int(match[1]) for match in map(EPOCH.search, printed) if match]
 
 
-def assert_whole(results: Path) -> None:
+def assert_whole(results: Path, epochs: int = EPOCHS) -> None:
     """Every epoch once, stage 1's before stage 2's, and nothing half-written."""
     (folder,) = results.glob("*/*/fold_0")
     final = torch.load(folder / "checkpoint_final.pth", weights_only=False)
-    assert final["current_epoch"] == EPOCHS
+    assert final["current_epoch"] == epochs
     for key, values in final["logging"].items():
-        assert len(values) == EPOCHS, key
+        assert len(values) == epochs, key
     lrs = final["logging"]["lrs"]
-    assert lrs == sorted(lrs[: EPOCHS // 2], reverse=True) + sorted(lrs[EPOCHS // 2 :], reverse=True)
-    assert lrs[EPOCHS // 2] == lrs[0]
+    assert lrs == sorted(lrs[: epochs // 2], reverse=True) + sorted(lrs[epochs // 2 :], reverse=True)
+    assert lrs[epochs // 2] == lrs[0]
     assert int(final["network_weights"]["_extra_state"]) == 2
-    assert final["init_args"]["stage1"]["epochs"] == EPOCHS // 2
+    assert final["init_args"]["stage1"]["epochs"] == epochs // 2
     assert not (folder / "checkpoint_latest.pth").exists()
     for name in (STAGE1_BEST, "checkpoint_best.pth"):
         torch.load(folder / name, weights_only=False)
@@ -88,21 +117,28 @@ def assert_whole(results: Path) -> None:
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("preprocessed")
 def test_killed_trainings_end_as_if_nothing_had_been(nnunet_environment: dict[str, str], tmp_path: Path) -> None:
-    kill_and_resume(2, nnunet_environment, tmp_path, seed=0)
+    kill_and_resume([signal.SIGTERM, signal.SIGKILL] * 2, nnunet_environment, tmp_path, seed=0)
     assert_whole(tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("preprocessed")
-def test_twenty_kills(nnunet_environment: dict[str, str], tmp_path: Path) -> None:
-    """At 20 random moments, over several trainings so that all of them are hit, the switch included."""
-    lost, switches = [], 0
-    for training in range(5):
-        printed = kill_and_resume(4, nnunet_environment, tmp_path / str(training), seed=training)
-        assert_whole(tmp_path / str(training))
-        lost += [before - after + 1 for before, after in pairwise(begun(printed)) if after <= before]
-        switches += sum("Stage 2 starts from epoch" in line for line in printed)
-    print(f"20 kills; epochs begun again after each that hit one: {lost}; switches to stage 2: {switches}")
+@pytest.mark.parametrize("training", range(10))
+def test_hundred_kills(nnunet_environment: dict[str, str], tmp_path: Path, training: int) -> None:
+    """SIGKILL and SIGTERM at 100 random moments over ten trainings, so that all are hit, the switch included."""
+    signals = np.random.default_rng(training).permutation([signal.SIGKILL, signal.SIGTERM] * 5)
+    printed = kill_and_resume(
+        [signal.Signals(number) for number in signals],
+        nnunet_environment,
+        tmp_path,
+        seed=training,
+        trainer="nnUNetTrainerKilledOften",
+    )
+    assert_whole(tmp_path, epochs=20)
+    lost = [before - after + 1 for before, after in pairwise(begun(printed)) if after <= before]
+    stopped = sum("SIGTERM: " in line for line in printed)
+    switches = sum("Stage 2 starts from epoch" in line for line in printed)
+    print(f"10 signals, {stopped} told of by the log; epochs begun again: {lost}; switches to stage 2: {switches}")
     assert max(lost, default=0) <= 2, "checkpoint_latest.pth is written after every epoch here"
 
 
@@ -207,38 +243,6 @@ def test_checkpoint_of_another_network(
         ValueError, match=r"1 tensors differ.*ice.conv.weight.*written by nnunetv2_dinomed3d \d.*this is"
     ):
         make_trainer(nnUNetTrainerSeeded).load_checkpoint(final)
-
-
-# ---- preemption ----
-
-
-class Preempted(nnUNetTrainerSeeded):
-    """Gets a SIGTERM in the first iteration of an epoch."""
-
-    at_epoch: int | None = None
-
-    def train_step(self, batch: dict) -> dict:
-        if self.current_epoch == self.at_epoch:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().train_step(batch)
-
-
-@pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_sigterm_saves_and_resuming_ends_the_training(make_trainer: MakeTrainer, epoch: int) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    stopped = make_trainer(Preempted)
-    stopped.at_epoch = epoch
-    with pytest.raises(SystemExit) as caught:
-        stopped.run_training()
-    assert caught.value.code == PREEMPTED == 75
-    assert signal.getsignal(signal.SIGTERM) == before
-    resumed = make_trainer(Preempted)
-    resumed.load_checkpoint(os.path.join(resumed.output_folder, "checkpoint_latest.pth"))
-    assert resumed.current_epoch == epoch
-    assert tensors_equal(resumed.module.state_dict(), stopped.module.state_dict())
-    resumed.run_training()
-    assert resumed.current_epoch == 4
-    assert {len(values) for values in resumed.logger.get_checkpoint().values()} == {4}
 
 
 # ---- data loaders ----

@@ -1,5 +1,7 @@
 """Trainers for tests: two epochs a stage, two iterations an epoch."""
 
+import time
+
 import numpy as np
 import torch
 
@@ -34,10 +36,24 @@ class nnUNetTrainerSeeded(nnUNetTrainerQuick):
 
 
 class nnUNetTrainerKilled(nnUNetTrainerQuick):
-    """Takes long enough to be killed: a few seconds an epoch."""
+    """Takes long enough to be killed."""
 
     stage1_epochs = stage2_epochs = 4
     iterations_per_epoch = 3
+
+
+class nnUNetTrainerKilledOften(nnUNetTrainerKilled):
+    stage1_epochs = stage2_epochs = 10
+
+
+class nnUNetTrainerStarved(nnUNetTrainerQuick):
+    """A fresh training waits for a batch in its second epoch, as on a disk that does not answer."""
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        if self.current_epoch == 1 and not self._resumed:
+            print("starved", flush=True)
+            time.sleep(600)
 
 
 class nnUNetTrainerQuickBase(nnUNetTrainerDINOMed3D):
