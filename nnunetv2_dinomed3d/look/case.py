@@ -1,20 +1,34 @@
-"""The case that is looked at, as the network gets it: nnU-Net's preprocessed one, or a raw image preprocessed now."""
+"""The case that is looked at, as the network gets it: nnU-Net's preprocessed one, or a raw image preprocessed now.
+
+nnU-Net's own reader of preprocessed cases unpickles what lies beside them. Nothing that is read here is run: the
+arrays alone are read, and of raw images the headers are compared with the files' sizes first.
+"""
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_dinomed3d.evaluation.dataset import folder_of
+from nnunetv2_dinomed3d.evaluation.dataset import ENDINGS, folder_of
+from nnunetv2_dinomed3d.evaluation.label_map import read_label_map
+from nnunetv2_dinomed3d.evaluation.volume import Geometry, read_volume
+from nnunetv2_dinomed3d.weights.archive import open_regular
 
 SHOWN_SLICES = 3
+MOST_SLICES = 40
+"""More make a picture that no program opens."""
+
+LARGEST_RATIO = 1000
+SMALL_ARRAY = 1 << 30
+"""Bytes: an array that is larger, and more than so many times as large as its file, is no preprocessed case."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +68,55 @@ def load_case(
             f"{folder} does not exist: preprocess the data set (nnUNetv2_plan_and_preprocess), or name the raw image's "
             f"file instead of {case!r}, such as imagesTs/{case}_0000{ending}."
         )
-    dataset_class = infer_dataset_class(str(folder))
-    known = sorted(dataset_class.get_identifiers(str(folder)))
-    if case not in known:
-        some = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+    names = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    files = {
+        name.removesuffix(end): folder / name
+        for end in (".npz", ".b2nd")
+        for name in names
+        if name.endswith(end) and not name.endswith(f"_seg{end}")
+    }
+    if case not in files:
+        some = ", ".join(sorted(files)[:5]) + (", ..." if len(files) > 5 else "") or "none at all"
         raise ValueError(
             f"There is no case {case!r} in {folder}, but {some}. Name one of them, or a raw image's file, such as "
             f"imagesTs/{case}_0000{ending}."
         )
-    data, seg, *_ = dataset_class(str(folder), [case]).load_case(case)
-    return Case(case, torch.from_numpy(np.array(data, np.float32)), _labels(np.array(seg)))
+    data, seg = _read_arrays(files[case])
+    if data.ndim != 4 or seg.shape[1:] != data.shape[1:] or {data.dtype.kind, seg.dtype.kind} - set("fiu"):
+        raise ValueError(
+            f"{files[case]} is no preprocessed case: its arrays are {data.shape} {data.dtype} and {seg.shape} "
+            f"{seg.dtype}. Preprocess the data set again."
+        )
+    return Case(case, torch.from_numpy(np.array(data, np.float32)), _labels(seg))
+
+
+def _read_arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image and segmentation of a preprocessed case, without the pickle beside them."""
+    try:
+        if file.suffix == ".b2nd":
+            return _read_b2nd(file), _read_b2nd(file.with_name(f"{file.stem}_seg.b2nd"))
+        with open_regular(file) as opened:
+            with zipfile.ZipFile(opened) as archive:
+                _require_fitting(sum(entry.file_size for entry in archive.infolist()), opened.seek(0, os.SEEK_END))
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as arrays:
+                return arrays["data"], arrays["seg"]
+    except Exception as error:  # damaged files end in almost any class
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{file} cannot be read ({reason}). Preprocess the data set again.") from error
+
+
+def _read_b2nd(file: Path) -> np.ndarray:
+    with open_regular(file) as opened:
+        content = opened.read()
+    array = blosc2.ndarray_from_cframe(content)  # blosc2.open would also follow recipes and links
+    _require_fitting(array.size * array.dtype.itemsize, len(content))
+    return array[:]
+
+
+def _require_fitting(size: int, packed: int) -> None:
+    if size > max(SMALL_ARRAY, LARGEST_RATIO * packed):
+        raise ValueError(f"{packed:,} bytes shall hold an array of {size:,}")
 
 
 def _labels(seg: np.ndarray) -> np.ndarray:
@@ -81,15 +134,42 @@ def _raw_case(
     count = determine_num_input_channels(plans, configuration, dataset_json)
     channels = [first.with_name(f"{name}_{i:04d}{ending}") for i in range(count)]
     for file in channels:
-        if not file.is_file():
+        if not os.path.exists(file):
             raise ValueError(f"{file} does not exist. The model needs {count} channels, a file for each.")
-    labels = first.parent.with_name(first.parent.name.replace("images", "labels")) / f"{name}{ending}"
+    geometry = _require_images(channels, ending)
+    labels = _labels_of(first, f"{name}{ending}")
+    if labels and geometry:
+        read_label_map(labels, geometry)
     preprocessor = configuration.preprocessor_class(verbose=False)
     data, seg, _ = preprocessor.run_case(
-        [str(file) for file in channels], str(labels) if labels.is_file() else None, plans, configuration, dataset_json
+        [str(file) for file in channels], str(labels) if labels else None, plans, configuration, dataset_json
     )
-    truth = _labels(seg) if labels.is_file() else None
-    return Case(name, torch.from_numpy(np.asarray(data, np.float32)), truth)
+    return Case(name, torch.from_numpy(np.asarray(data, np.float32)), _labels(seg) if labels else None)
+
+
+def _labels_of(image: Path, name: str) -> Path | None:
+    """The truth in the folder ``labelsX`` beside the image's own, ``imagesX``; another file of its name is none."""
+    folder = Path(os.path.abspath(image)).parent
+    if not folder.name.startswith("images"):
+        return None
+    labels = folder.with_name(f"labels{folder.name.removeprefix('images')}") / name
+    return labels if labels.is_file() else None
+
+
+def _require_images(channels: list[Path], ending: str) -> Geometry | None:
+    """Every channel can be read, and they are of one size; None where only nnU-Net can read such files."""
+    if ending not in ENDINGS:
+        for file in channels:
+            open_regular(file).close()
+        return None
+    first, *others = [read_volume(file)[1] for file in channels]
+    for file, found in zip(channels[1:], others, strict=True):
+        if found.size != first.size or not np.allclose(found.spacing, first.spacing, rtol=1e-3, atol=0):
+            raise ValueError(
+                f"{file} has {found.size} voxels of {found.spacing} mm, {channels[0].name} {first.size} of "
+                f"{first.spacing}: the channels of a case are of one size."
+            )
+    return first
 
 
 def choose_slices(wanted: list[int] | None, labels: np.ndarray) -> list[int]:
@@ -100,6 +180,8 @@ def choose_slices(wanted: list[int] | None, labels: np.ndarray) -> list[int]:
     """
     depth = len(labels)
     if wanted:
+        if len(wanted) > MOST_SLICES:
+            raise ValueError(f"--slices: {len(wanted)} slices do not go into one picture; name {MOST_SLICES} at most.")
         wrong = [index for index in wanted if not 0 <= index < depth]
         if wrong:
             raise ValueError(

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from nnunetv2_dinomed3d.evaluation.figures import colour
+from nnunetv2_dinomed3d.evaluation.text import drawn
 
 SIDE = 2.3
 """Inches of a panel."""
@@ -74,8 +75,8 @@ def draw(
                 axis.imshow(picture, cmap=cmap, vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
     for axis, number in zip(axes[:, 0], slices, strict=True):
         axis.set_ylabel(f"slice {number}", fontsize=8)
-    handles = [Patch(color=colours(i), label=names[value]) for value, i in index.items()]
+    handles = [Patch(color=colours(i), label=drawn(names[value])) for value, i in index.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=7)
-    lines = [title, *textwrap.wrap(note, 32 * len(columns))]
+    lines = [drawn(title, 200), *textwrap.wrap(drawn(note, 2000), 32 * len(columns))]
     figure.suptitle("\n".join(lines), fontsize=8, x=0.01, ha="left")
     return figure

@@ -1,27 +1,39 @@
 """``dinomed3d look``: a picture per trainer of what the network sees of a case."""
 
 import argparse
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from torch._dynamo import OptimizedModule
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
 
-from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, folder_of, model_name
+from nnunetv2_dinomed3d.dataset_json import read_dataset_json, read_json
+from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, folder_of, folds_in, model_name
 from nnunetv2_dinomed3d.look.case import Case, choose_slices, load_case
 from nnunetv2_dinomed3d.look.features import Windows, encoder_features, feature_colours, fusion_gate
 from nnunetv2_dinomed3d.look.figure import Column, draw, label_names
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.weights import WeightsUnavailableError, load_pretrained_weights
+from nnunetv2_dinomed3d.weights import WeightsUnavailableError, load_pretrained_weights, read_checkpoint
+from nnunetv2_dinomed3d.weights.check import as_float32
+from nnunetv2_dinomed3d.weights.files import printable
 
 DPI = 150
+LARGEST_PATCH = 1 << 27
+"""Voxels."""
 
 
 @dataclass(frozen=True)
@@ -34,30 +46,123 @@ class Model:
     title: str
 
 
-def load_model(dataset: str, trainer: str, plans: str, configuration: str, fold: str, checkpoint: str) -> Model:
-    """The model of that name, on the GPU if there is one.
+def checkpoint_file(dataset: str, trainer: str, plans: str, configuration: str, fold: str, checkpoint: str) -> Path:
+    """The file of that checkpoint.
 
     Raises:
-        ValueError: there is none, or it is none of DINO-Med3D.
+        ValueError: there is none, or a name is none of nnU-Net's.
     """
+    for option, name in (("-tr", trainer), ("-p", plans), ("-c", configuration), ("-chk", checkpoint)):
+        if name != os.path.basename(name) or name in ("", ".", ".."):
+            raise ValueError(f"{option} {name!r} is a name, not a path: give it as nnU-Net's folders have it.")
+    if not re.fullmatch("[0-9]+|all", fold):
+        raise ValueError(f"-f {fold!r} is no fold: give its number, or all.")
     folder = folder_of("nnUNet_results") / dataset / model_name(trainer, plans, configuration)
     file = folder / f"fold_{fold}" / checkpoint
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist. Train {trainer} first, or check -tr, -p, -c, -f and -chk.")
+    if not os.path.exists(file):
+        folds = f"; there are the folds {', '.join(folds_in(folder))}" if folds_in(folder) else ""
+        raise ValueError(f"{file} does not exist. Train {trainer} first, or check -tr, -p, -c, -f and -chk{folds}.")
+    return file
+
+
+def load_model(dataset: str, trainer: str, plans: str, configuration: str, fold: str, checkpoint: str) -> Model:
+    """The model of that name, on the GPU if there is one. Nothing in its files is run.
+
+    Raises:
+        ValueError: there is none, it is none of DINO-Med3D, or a file of it is malformed.
+    """
+    file = checkpoint_file(dataset, trainer, plans, configuration, fold, checkpoint)
+    folder = file.parent.parent
+    content = read_checkpoint(file)
+    trainer_class = _trainer_class(content["trainer_name"], file)
+    read_dataset_json(folder / "dataset.json")
+    dataset_json = read_json(folder / "dataset.json")
+    plans_manager, configuration_manager = _read_plans(folder / "plans.json", content, dataset_json)
+    if configuration_manager.previous_stage_name is not None:
+        raise ValueError(
+            f"{configuration} also needs the segmentation of {configuration_manager.previous_stage_name}: look at that "
+            "one instead."
+        )
+    network = trainer_class.build_network_architecture(
+        plans_manager,
+        configuration_manager,
+        determine_num_input_channels(plans_manager, configuration_manager, dataset_json),
+        plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=False,
+    )
+    weights = _fitting(content["network_weights"], network, file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(folder), (fold,), checkpoint)
-    network = predictor.network._orig_mod if isinstance(predictor.network, OptimizedModule) else predictor.network
-    if not isinstance(network, DINOMed3D):
+    network = network.to(device)
+    predictor.manual_initialization(
+        network,
+        plans_manager,
+        configuration_manager,
+        [weights],
+        dataset_json,
+        content["trainer_name"],
+        _mirroring_axes(content.get("inference_allowed_mirroring_axes"), file),
+    )
+    return Model(predictor, cast(DINOMed3D, network), trainer_class, f"{trainer}, fold {fold}, {checkpoint}")
+
+
+def _trainer_class(name: str, file: Path) -> type[nnUNetTrainerDINOMed3D]:
+    try:
+        found = recursive_find_trainer_class_by_name(name) if name.isidentifier() else None
+    except RuntimeError as error:
         raise ValueError(
-            f"{trainer} has no slab encoder and no gate to look at: name a trainer of DINO-Med3D, such as "
+            f"{file} is of the trainer {name}, which is not found here: name its folder in nnUNet_extTrainer."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nnUNetTrainerDINOMed3D)):
+        raise ValueError(
+            f"{printable(name)} has no slab encoder and no gate to look at: name a trainer of DINO-Med3D, such as "
             f"{nnUNetTrainerDINOMed3D.__name__}."
         )
-    previous = predictor.configuration_manager.previous_stage_name
-    if previous is not None:
-        raise ValueError(f"{configuration} also needs the segmentation of {previous}: look at that one instead.")
-    trainer_class = cast(type[nnUNetTrainerDINOMed3D], recursive_find_trainer_class_by_name(predictor.trainer_name))
-    return Model(predictor, network.to(device), trainer_class, f"{trainer}, fold {fold}, {checkpoint}")
+    return found
+
+
+def _read_plans(
+    path: Path, checkpoint: dict[str, Any], dataset_json: dict[str, Any]
+) -> tuple[PlansManager, ConfigurationManager]:
+    content = read_json(path)
+    name = checkpoint["init_args"].get("configuration")
+    try:
+        plans = PlansManager(content)
+        configuration = plans.get_configuration(name)
+        patch = configuration.patch_size
+        sound = len(patch) == 3 and all(isinstance(side, int) and side > 0 for side in patch)
+        determine_num_input_channels(plans, configuration, dataset_json)
+        found = [*configuration.spacing, *plans.transpose_forward, configuration.data_identifier]
+        _ = [configuration.previous_stage_name, configuration.preprocessor_class, plans.get_label_manager(dataset_json)]
+    except Exception as error:  # nnU-Net does not check them
+        reason = printable(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{path} is no plans file of nnU-Net with the configuration {name!r} ({reason}).") from error
+    if not sound or prod(patch) > LARGEST_PATCH or len(found) != 7:
+        raise ValueError(
+            f"{path}: {name} has the patch size {printable(patch)}, which no network here is trained with."
+        )
+    return plans, configuration
+
+
+def _fitting(state: Mapping[str, Tensor], network: nn.Module, file: Path) -> dict[str, Tensor]:
+    """The checkpoint's weights, which the network has now."""
+    try:
+        weights = {**state, **as_float32({name: t for name, t in state.items() if name != "_extra_state"})}
+        network.load_state_dict(weights)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{file} does not fit its trainer, plans.json and dataset.json ({printable(error)}): was one of them "
+            "changed?"
+        ) from error
+    return weights
+
+
+def _mirroring_axes(axes: Any, file: Path) -> tuple[int, ...] | None:
+    if axes is None:
+        return None
+    if not isinstance(axes, tuple | list) or not set(map(repr, axes)) <= {"0", "1", "2"}:
+        raise ValueError(f"{file} has the mirroring axes {printable(axes)}, which are none of a volume.")
+    return tuple(axes)
 
 
 def before_stage1(model: Model) -> tuple[DINOMed3D | None, str]:
@@ -90,6 +195,8 @@ def look(model: Model, case: Case, wanted: list[int] | None) -> Figure:
     """
     predictor, network = model.predictor, model.network
     configuration, labels = predictor.configuration_manager, predictor.label_manager
+    if wanted:
+        choose_slices(wanted, case.image[0].numpy())
     prediction = labels.convert_logits_to_segmentation(predictor.predict_logits_from_preprocessed_data(case.image))
     prediction = np.asarray(prediction)
     slices = choose_slices(wanted, prediction if case.truth is None else case.truth)
@@ -134,16 +241,47 @@ def look(model: Model, case: Case, wanted: list[int] | None) -> Figure:
 def run_look(args: argparse.Namespace) -> int:
     """Write the pictures, say where they are; 0."""
     dataset = dataset_name(args.d)
-    for trainer in args.tr:
-        model = load_model(dataset, trainer, args.p, args.c, args.f, args.chk)
+    where = [(dataset, trainer, args.p, args.c, args.f, args.chk) for trainer in dict.fromkeys(args.tr)]
+    for names in where:
+        checkpoint_file(*names)
+    for names in where:
+        model = load_model(*names)
         predictor = model.predictor
         case = load_case(
             args.case, dataset, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
         )
-        figure = look(model, case, args.slices)
         out = args.o or Path(f"look_{case.name}")
-        out.mkdir(parents=True, exist_ok=True)
-        picture = out / f"{case.name}__{trainer}.png"
-        figure.savefig(picture, dpi=DPI)
-        print(picture)
+        with picture_file(out, f"{case.name}__{names[1]}.png") as file:
+            look(model, case, args.slices).savefig(file, dpi=DPI, format="png")
+        print(out / f"{case.name}__{names[1]}.png")
     return 0
+
+
+@contextmanager
+def picture_file(out: Path, name: str) -> Iterator[IO[bytes]]:
+    """A new file in a folder, opened before what takes long; it has its name once it is whole.
+
+    Raises:
+        ValueError: it cannot be written there.
+    """
+    made = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
+    partial = out / f".{name}.{os.getpid()}.partial"
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if (out / name).is_dir():
+                raise ValueError(f"{out / name} is a folder: remove it, or name another folder with -o.")
+            file = partial.open("xb")
+        except OSError as error:
+            raise ValueError(f"-o {out} cannot be written ({error.strerror}). Name another folder.") from error
+        try:
+            with file:
+                yield file
+            partial.replace(out / name)
+        finally:
+            partial.unlink(missing_ok=True)
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
