@@ -5,7 +5,9 @@ nnU-Net fixes CUDA and NCCL in two places; only these are replaced here.
 
 import json
 import os
+import signal
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_dinomed3d.processes import PREEMPTED
 from tests.conftest import leave_process_group
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
 
@@ -55,6 +58,15 @@ class OnTwoRanks(nnUNetTrainerQuick):
         return output
 
 
+class StoppedOnTwoRanks(OnTwoRanks):
+    """One rank is told to stop."""
+
+    def train_step(self, batch: dict) -> dict:
+        if self.current_epoch == 1 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return super().train_step(batch)
+
+
 def save_slowly(data: object, file: str, **options: bool) -> None:
     """Half-written for a second, as on a slow disk."""
     Path(file).write_text("[")
@@ -65,7 +77,8 @@ def save_slowly(data: object, file: str, **options: bool) -> None:
 def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
     torch.set_num_threads(1)
     os.environ["nnUNet_results"] = results
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
+    # a rank that waits for ever fails
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS, timeout=timedelta(minutes=10))
     stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
     stock.save_json = save_slowly  # the split that rank 0 makes and all read
     if rank:
@@ -73,6 +86,11 @@ def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
     plans = json.loads(Path(preprocessed, "nnUNetPlans.json").read_text()) | {"continue_training": False}
     dataset = json.loads(Path(preprocessed, "dataset.json").read_text())
     torch.manual_seed(rank)
+    stopped = StoppedOnTwoRanks(plans, "3d_fullres", 0, dataset)
+    with pytest.raises(SystemExit) as caught:
+        stopped.run_training()
+    assert caught.value.code == PREEMPTED
+    assert stopped.current_epoch == 1
     trainer = OnTwoRanks(plans, "3d_fullres", 0, dataset)
     trainer.run_training()
     assert trainer.stage == 2
@@ -81,13 +99,46 @@ def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
     dist.all_gather_object(sizes, trainer.batch_sizes)
     per_step = [sum(step) for step in zip(*sizes, strict=True)]
     assert per_step == [SLABS + 1] * 4 + [trainer.configuration_manager.batch_size] * 4
+    trainer.perform_actual_validation()  # of the one case; rank 1 has none, and waits at the barrier
     leave_process_group()
+
+
+class DamagedData(OnTwoRanks):
+    def _check_cases(self) -> None:
+        assert self.local_rank == 0, "one look is enough"
+        raise ValueError("case_2: damaged")
+
+
+def _refuse(rank: int, address: str, preprocessed: str, results: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["nnUNet_results"] = results
+    long = timedelta(minutes=5)  # as NCCL's
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS, timeout=long)
+    stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    plans = json.loads(Path(preprocessed, "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    dataset = json.loads(Path(preprocessed, "dataset.json").read_text())
+    trainer = DamagedData(plans, "3d_fullres", 0, dataset)
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=r"^case_2: damaged$"):
+        trainer.run_training()
+    assert time.monotonic() - begin < long.total_seconds() / 2
+    os._exit(0)
+
+
+def test_damaged_data_end_all_ranks(preprocessed: Path, tmp_path: Path) -> None:
+    """Rank 0 alone looks at them; the others must not wait for it until a collective gives up."""
+    address = f"file://{tmp_path / 'rendezvous'}"
+    multiprocessing.spawn(_refuse, (address, str(preprocessed), str(tmp_path / "results")), nprocs=RANKS)
 
 
 def test_both_stages_on_two_ranks(preprocessed: Path, tmp_path: Path) -> None:
     (preprocessed / "splits_final.json").unlink(missing_ok=True)
     address = f"file://{tmp_path / 'rendezvous'}"
     multiprocessing.spawn(_train, (address, str(preprocessed), str(tmp_path / "results")), nprocs=RANKS)
-    (folder,) = (tmp_path / "results").glob("*/*/fold_0")
+    (folder,) = (tmp_path / "results").glob("*/OnTwoRanks__*/fold_0")
     assert (folder / "checkpoint_final.pth").is_file()
+    assert (folder / "validation" / "summary.json").is_file()
     assert len(list(folder.glob("training_log_*.txt"))) == 1
+    (stopped,) = (tmp_path / "results").glob("*/StoppedOnTwoRanks__*/fold_0")
+    assert torch.load(stopped / "checkpoint_latest.pth", weights_only=False)["current_epoch"] == 1
+    assert "A signal to another process: epoch 1 is broken off" in next(stopped.glob("training_log_*")).read_text()

@@ -295,6 +295,25 @@ class Poisoned(nnUNetTrainerQuick):
         return output
 
 
+def test_an_optimizer_of_ones_own_is_asked_too(make_trainer: MakeTrainer) -> None:
+    """A derived trainer that only overrides `configure_optimizers` does not lose the check."""
+
+    class OwnOptimizer(Poisoned):
+        poison = (1,)
+
+        def configure_optimizers(self) -> tuple:
+            optimizer = torch.optim.SGD([p for p in self.network.parameters() if p.requires_grad], lr=1e-3)
+            return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    trainer = make_trainer(OwnOptimizer)
+    trainer.initialize()
+    trainer.network.train()
+    batch = {"data": torch.randn(4, 1, 3, 32, 28), "target": torch.zeros(4, 1, 1, 32, 28), "keys": ["case_0"]}
+    for _ in range(3):
+        trainer.train_step(batch)
+    assert trainer._skipped_in_epoch == 1
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_step_is_skipped_and_counted(
     make_trainer: MakeTrainer, value: float, monkeypatch: pytest.MonkeyPatch

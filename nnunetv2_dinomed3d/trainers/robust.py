@@ -18,11 +18,11 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from nnunetv2_dinomed3d.processes import children_end_with_us
-from nnunetv2_dinomed3d.settings import check_environment
+from nnunetv2_dinomed3d.settings import check_environment, seed_setting
 from nnunetv2_dinomed3d.trainers.checkpoint_files import LATEST, PARTIAL, replace_durably, why_not_written
 from nnunetv2_dinomed3d.trainers.epoch_steps import EpochSteps
 from nnunetv2_dinomed3d.trainers.preemption import Preempted, Preemption
-from nnunetv2_dinomed3d.trainers.randomness import random_states, restore_random_states, seed_setting
+from nnunetv2_dinomed3d.trainers.randomness import random_states, restore_random_states
 from nnunetv2_dinomed3d.trainers.sampling import stop_workers
 from nnunetv2_dinomed3d.trainers.training_folder import TrainingFolder
 
@@ -60,8 +60,10 @@ class RobustTrainer(nnUNetTrainer):
         check_environment()
         self._seed = seed_setting()
         self._folder: TrainingFolder | None = None
+        self.preemption = Preemption()
         try:
-            self._take_folder(plans, configuration, fold)
+            with self.starting():
+                self._take_folder(plans, configuration, fold)
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:
             self._leave_folder()
@@ -79,7 +81,6 @@ class RobustTrainer(nnUNetTrainer):
         self._earlier: list[dict] = []  # what this epoch's steps from before a stop gave
         self._whole_epoch = 0
         self._resume: dict[str, Any] | None = None
-        self.preemption = Preemption()
         self._begun = False
         self._checked: torch.optim.Optimizer | None = None
         self._step_was_skipped = False
@@ -203,6 +204,18 @@ class RobustTrainer(nnUNetTrainer):
                 if self.local_rank == 0:
                     summary.unlink(missing_ok=True)
                 self.print_to_log_file(f"{self._signal_name()}: the validation is broken off. --c or --val repeats it.")
+                raise
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """While open, before there is anything to save, a signal ends the process where it is."""
+        with self.preemption.listening():
+            try:
+                self.preemption.allow(True)
+                yield
+                self.preemption.allow(False)
+            except Preempted:
+                print(f"{self._signal_name()}: stopped before the training. The same command starts again.")
                 raise
 
     def _signal_name(self) -> str:

@@ -73,15 +73,18 @@ from nnunetv2_dinomed3d.trainers.schedule import (
 )
 from nnunetv2_dinomed3d.trainers.shallow import BLUR_DEPTH, blur_in_plane
 from nnunetv2_dinomed3d.trainers.training_folder import move_aside
-from nnunetv2_dinomed3d.trainers.whole import WholeLoader, evenly, only_rows, windows_of_cases
+from nnunetv2_dinomed3d.trainers.whole import WholeLoader, evenly, fill_up, only_rows, windows_of_cases
 from nnunetv2_dinomed3d.weights import load_pretrained_weights
 from nnunetv2_dinomed3d.weights.stage1 import Stage1Checkpoint, load_stage1, stage1_setting
 
 STAGE1_BEST = "checkpoint_best_stage1.pth"
 
-IN_PLANE_ROTATION = (-np.pi, np.pi)
+IN_PLANE_ROTATION = (-np.pi / 12, np.pi / 12)
+"""Rotation of slabs: within the released code's 15 degrees, since a ViT knows up from down (docs/decisions.md)."""
 IN_PLANE_SCALING = (0.85, 1.25)
-"""Rotation and scaling of nnU-Net's in-plane ('dummy 2D') augmentation, the range its loader reserves room for."""
+"""Scaling of nnU-Net's in-plane ('dummy 2D') augmentation, the range its loader reserves room for."""
+FLIPPED_AXES = (2,)
+"""Spatial axes along which slabs are mirrored: the last one, horizontally."""
 
 
 def _require_3d(plans: dict, configuration: str) -> None:
@@ -312,7 +315,7 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
     # ---- data ----
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
-        """nnU-Net's; in stage 1 for slabs. The mirroring axes of inference are always stage 2's."""
+        """nnU-Net's; in stage 1 for slabs. The mirroring axes of inference are the last stage's."""
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -322,6 +325,9 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
             self.inference_allowed_mirroring_axes = mirror_axes
         if self.stage == 2:
             return rotation, dummy_2d, initial_patch_size, mirror_axes
+        mirror_axes = tuple(axis for axis in mirror_axes or () if axis in FLIPPED_AXES) or None
+        if 2 not in self.stages:
+            self.inference_allowed_mirroring_axes = mirror_axes
         with self._stage_configuration():
             depth, *in_plane = self.configuration_manager.patch_size
         in_plane = get_patch_size(in_plane, IN_PLANE_ROTATION, (0, 0), (0, 0), IN_PLANE_SCALING)
@@ -343,20 +349,25 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
 
     def _whole_dataloader(self) -> Iterator[dict]:
         """Batches of the stage that cover the validation cases in one epoch, in a fixed order."""
+        rank, ranks = self._rank_and_ranks()
         with self._stage_configuration():
             patch_size = self.configuration_manager.patch_size
+            rows = self.configuration_manager.batch_size // ranks  # nnU-Net gives some ranks one more
         transforms = self.get_validation_transforms(None, **self._label_arguments())
         if self.stage == 1:
             transforms = ComposeTransforms([transforms, CutSlab(self.slab_depth)])
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
         _, dataset = self.get_tr_and_val_datasets()
         windows = evenly(
             windows_of_cases(dataset, patch_size, every_slice=self.stage == 1),
-            at_most=self.num_iterations_per_epoch * self.batch_size * ranks,
+            at_most=self.num_iterations_per_epoch * rows * ranks,
         )
-        loader = WholeLoader(dataset, windows, rank, ranks, self.batch_size, patch_size, self.label_manager, transforms)
-        self.num_val_iterations_per_epoch = loader.batches
+        self.num_val_iterations_per_epoch = math.ceil(math.ceil(len(windows) / ranks) / rows)
+        share = fill_up(windows[rank::ranks], windows[0], self.num_val_iterations_per_epoch * self.batch_size)
+        loader = WholeLoader(dataset, share, self.batch_size, patch_size, self.label_manager, transforms)
         return start_workers(loader, min(1, get_allowed_n_proc_DA()), 3, self.device.type == "cuda")
+
+    def _rank_and_ranks(self) -> tuple[int, int]:
+        return (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
 
     def _slab_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Batches of ``data`` ``(b, C, K, h, w)`` and ``target`` ``(b, 1 or regions, 1, h, w)``."""
@@ -649,6 +660,10 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
 
         A file of the training's own folder has to be this training's.
         """
+        with self.starting():
+            self._load_checkpoint(filename_or_checkpoint)
+
+    def _load_checkpoint(self, filename_or_checkpoint: str | dict[str, Any]) -> None:
         if isinstance(filename_or_checkpoint, dict):
             checkpoint, filename = filename_or_checkpoint, "The checkpoint"
         else:
@@ -776,8 +791,8 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
         """nnU-Net's, on volumes, with LoRA merged into the frozen weights and slabs encoded once."""
         self.module.set_stage(self.stage)
         with (
-            self._in_folder(),
             self.preemption.listening(),
+            self._in_folder(),
             self.module.merged_lora(),
             self.module.slices_encoded_once(),
         ):
