@@ -69,6 +69,7 @@ def test_gradients_are_clipped_at_1(make_trainer: MakeTrainer, stage: int) -> No
     trainer.initialize()
     trainer._begin_stage(stage)
     parameters = trainer.optimizer.param_groups[0]["params"]
+    trainer._check_gradients()
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 7.0)
     trainer.optimizer.step()
@@ -99,9 +100,21 @@ def test_inference_mirrors_as_stage_2_trains(make_trainer: MakeTrainer) -> None:
     stage1 = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     assert stage1[1] is True, "in-plane augmentation"
     assert stage1[2][0] == 7
+    assert np.allclose(stage1[0], (-np.pi / 12, np.pi / 12)), "a ViT knows up from down"
+    assert stage1[3] == (2,)
     assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
     trainer._begin_stage(2)
     assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)
+
+
+def test_stage_1_alone_is_predicted_as_it_was_trained(make_trainer: MakeTrainer) -> None:
+    class Stage1(nnUNetTrainerQuick):
+        stages = (1,)
+
+    trainer = make_trainer(Stage1)
+    trainer.initialize()
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert trainer.inference_allowed_mirroring_axes == (2,)
 
 
 def test_even_slabs_are_not_mirrored_in_depth(make_trainer: MakeTrainer) -> None:
@@ -110,9 +123,9 @@ def test_even_slabs_are_not_mirrored_in_depth(make_trainer: MakeTrainer) -> None
 
     trainer = make_trainer(Even)
     trainer.initialize()
-    for stage in (1, 2):
+    for stage, axes in ((1, (2,)), (2, (1, 2))):
         trainer._begin_stage(stage)
-        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (1, 2)
+        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == axes
         assert trainer.inference_allowed_mirroring_axes == (1, 2)
 
 
@@ -122,6 +135,36 @@ def test_nnunets_autocast_means_bfloat16_only_while_ours_trains() -> None:
     with autocast_dtype("cuda", torch.bfloat16):
         assert torch.get_autocast_dtype("cuda") == torch.bfloat16
     assert torch.get_autocast_dtype("cuda") == torch.float16
+
+
+# ---- the switch ----
+
+
+class LastStepSkipped(nnUNetTrainerQuick):
+    """The gradients of stage 1's last step are not finite."""
+
+    stage1_epochs = stage2_epochs = 1
+
+    def train_step(self, batch: dict) -> dict:
+        if self.stage == 1 and len(self._steps.train) == self.iterations_per_epoch - 1:
+            loss, self.grad_scaler = self.loss, torch.amp.GradScaler("cpu", init_scale=3e38)
+            self.loss = lambda output, target: loss(output, target) * 1e4
+            output = super().train_step(batch)
+            self.loss, self.grad_scaler = loss, torch.amp.GradScaler("cpu")
+            assert self._step_was_skipped
+            return output
+        output = super().train_step(batch)
+        if self.stage == 2:
+            assert not self._step_was_skipped
+            assert not [p for p in self.module.parameters() if not p.requires_grad and p.grad is not None]
+        return output
+
+
+def test_gradients_of_stage_1_end_with_it(make_trainer: MakeTrainer) -> None:
+    """They take memory, and nnU-Net clips by the norm of all: infinite ones would spoil every step of stage 2."""
+    trainer = make_trainer(LastStepSkipped)
+    trainer.run_training()
+    assert trainer.stage == 2
 
 
 # ---- best epoch ----
