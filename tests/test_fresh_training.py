@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,13 +95,13 @@ def test_nano_is_always_random(make_trainer: MakeTrainer, monkeypatch: pytest.Mo
 
 
 def test_pretrained_weights_and_resume_win_over_dinov3(
-    trained: nnUNetTrainerDINOMed3D, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    trained: nnUNetTrainerDINOMed3D, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """And need no DINOv3 weights: they may not even be there."""
     monkeypatch.setenv("DINOMED3D_WEIGHTS", "/nowhere/weights.pth")
     has_weights = dataclasses.replace(VARIANTS["nano"], weights_name="vit_small_patch16_dinov3")
     monkeypatch.setitem(VARIANTS, "nano", has_weights)
-    final = os.path.join(trained.output_folder, "checkpoint_final.pth")
+    final = shutil.copy(os.path.join(trained.output_folder, "checkpoint_final.pth"), tmp_path)
 
     fresh = make_trainer(nnUNetTrainerSeeded)
     fresh.initialize()

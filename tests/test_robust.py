@@ -19,6 +19,7 @@ import torch
 from nnunetv2_dinomed3d.processes import PREEMPTED
 from nnunetv2_dinomed3d.trainers.checkpoint_files import replace_durably
 from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.weights.archive import require_sound_archive
 from tests.processes import await_end_of_session
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
@@ -77,6 +78,8 @@ def kill_and_resume(
         code, output = process.wait(), "".join(now)
         printed += now
         await_end_of_session(process.pid)
+        for path in results.rglob("checkpoint_*.pth"):
+            require_sound_archive(path)
         if number == signal.SIGKILL and killer:
             assert code in (-signal.SIGKILL, 0), output
             continue
@@ -229,7 +232,7 @@ def test_truncated_checkpoint(trained: nnUNetTrainerDINOMed3D, make_trainer: Mak
     whole = latest.with_name("checkpoint_final.pth").read_bytes()
     latest.write_bytes(whole[: len(whole) // 2])
     before = {path.name: path.read_bytes() for path in latest.parent.glob("*.pth")}
-    with pytest.raises(ValueError, match=r"latest.pth cannot be read.*checkpoint_best.pth.*copy the other to"):
+    with pytest.raises(ValueError, match=r"latest.pth is damaged.*newest sound checkpoint .* is checkpoint_final"):
         make_trainer(nnUNetTrainerSeeded).load_checkpoint(str(latest))
     assert before == {path.name: path.read_bytes() for path in latest.parent.glob("*.pth")}
 

@@ -441,11 +441,12 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
         self._start()  # what is wrong with the weights is told before minutes of reading cases
         if self._resumed:
             self._require_same_epochs()
+            self._claim_folder()
             self._take_up_best()
             self._save_missed_best()
         else:
             self._check_data()
-        self._claim_folder()
+            self._claim_folder()
         self._enter_stage()  # weights that were loaded brought their own stage along
         self._tell_stage()
         super().on_train_start()
