@@ -4,7 +4,8 @@ Stage 1 becomes a file that starts our stage 2, stage 2 one for ``-pretrained_we
 ``dataset.json``, a model folder that nnU-Net predicts with. Variant, classes and K come from the file.
 """
 
-import json
+import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +17,21 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
+from nnunetv2_dinomed3d.dataset_json import read_dataset_json, read_json
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.network_architecture.slab import in_plane_scale
+from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE
 from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES, suffix, trainer_class
-from nnunetv2_dinomed3d.weights.files import sha256
+from nnunetv2_dinomed3d.trainers.variants.released import nnUNetTrainerDINOMed3D_released
+from nnunetv2_dinomed3d.weights.files import printable, sha256, shortened
 from nnunetv2_dinomed3d.weights.reference import (
     ReferenceCheckpoint,
     describe_reference,
+    fitting_state_dict,
     load_reference_checkpoint,
     read_reference,
 )
+from nnunetv2_dinomed3d.written import written_whole
 
 PAPERS_PATCH = (16, 512, 512)
 
@@ -53,10 +59,16 @@ def convert(source: Path, out: Path, model: Model | None = None) -> int:
     Raises:
         ValueError: the file is no such checkpoint or is incomplete, does not go with the plans, or ``out`` exists.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise ValueError(f"{out} exists and is not written over: name another with -o.")
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise ValueError(f"{source} is no file. Name a checkpoint of the released code.")
+    with written_whole(out) as path:
+        return _convert(source, out, path, model)
+
+
+def _convert(source: Path, out: Path, path: Path, model: Model | None) -> int:
+    """As `convert`; it writes to ``path``, which becomes ``out``."""
     state = read_reference(source)
     found = describe_reference(state)
     if model and found.stage == 1:
@@ -67,6 +79,8 @@ def convert(source: Path, out: Path, model: Model | None = None) -> int:
     trainer = trainer_class(_trainer_name(variant, found.slab_depth))
     init_args = _fitting_init_args(model, found) if model else {}
 
+    with torch.device("meta"):
+        fitting_state_dict(_network(variant, found), state)  # before the network takes memory
     network = _network(variant, found)
     load_reference_checkpoint(network, state)
     checkpoint = {
@@ -79,22 +93,35 @@ def convert(source: Path, out: Path, model: Model | None = None) -> int:
         f"{source.name}: stage {found.stage}, variant {variant}, {found.num_classes} classes, K = {found.slab_depth}. "
         f"Its trainer here is {trainer.__name__}."
     )
+    try:
+        if model:
+            _write_model_folder(path, checkpoint, model)
+        else:
+            torch.save(checkpoint, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's of a full disk is the latter
+        raise ValueError(f"{out} could not be written ({shortened(error)}), and nothing is left of it.") from error
+    quoted = shlex.quote(str(out))
     if model:
-        _write_model_folder(out, checkpoint, model)
-        print(f"Model folder: {out}\nTo predict: nnUNetv2_predict_from_modelfolder -m {out} -f all -i INPUT -o OUTPUT")
-        return 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, out)
-    if found.stage == 1:
-        print(f"File: {out}\nTo start stage 2 from it: export DINOMED3D_STAGE1={out.absolute()}")
+        print(f"Model folder: {out}")
+        print(f"To predict: nnUNetv2_predict_from_modelfolder -m {quoted} -f all -i INPUT -o OUTPUT")
+    elif found.stage == 1:
+        print(f"File: {out}")
+        print(f"To start stage 2 from it: export {STAGE1_VARIABLE}={shlex.quote(str(out.absolute()))}")
     else:
-        print(f"File: {out}\nTo go on from it: nnUNetv2_train ... -tr {trainer.__name__} -pretrained_weights {out}")
+        print(f"File: {out}")
+        print(f"To go on from it: nnUNetv2_train ... -tr {trainer.__name__} -pretrained_weights {quoted}")
     return 0
 
 
 def _network(variant: str, found: ReferenceCheckpoint) -> DINOMed3D:
     return build_dinomed3d(
-        variant, 1, found.num_classes, PAPERS_PATCH, slab_depth=found.slab_depth, depth_alignment="released"
+        variant,
+        1,
+        found.num_classes,
+        PAPERS_PATCH,
+        slab_depth=found.slab_depth,
+        depth_alignment=nnUNetTrainerDINOMed3D_released.depth_alignment,
+        lora_on_ice=nnUNetTrainerDINOMed3D_released.lora_on_ice,
     )
 
 
@@ -129,36 +156,34 @@ def _kept(state: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
 
 def _fitting_init_args(model: Model, found: ReferenceCheckpoint) -> dict[str, Any]:
     """The trainer's arguments that nnU-Net's checkpoints hold, if the checkpoint goes with the plans."""
-    plans, dataset_json = _read_json(model.plans), _read_json(model.dataset_json)
-    if model.configuration not in plans.get("configurations", {}):
+    read_dataset_json(model.dataset_json)
+    plans, dataset_json = read_json(model.plans), read_json(model.dataset_json)
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    if not isinstance(configurations, dict) or model.configuration not in configurations:
+        there = ", ".join(map(printable, configurations)) if isinstance(configurations, dict) else ""
         raise ValueError(
-            f"{model.plans} has no configuration {model.configuration!r}; it has "
-            f"{', '.join(plans.get('configurations', {})) or 'none: is it a plans file'}."
+            f"{model.plans} has no configuration {model.configuration!r}; it has {there or 'none: is it a plans file'}."
         )
-    manager = PlansManager(plans)
-    configuration = manager.get_configuration(model.configuration)
-    patch_size = tuple(configuration.patch_size)
+    try:
+        manager = PlansManager(plans)
+        configuration = manager.get_configuration(model.configuration)
+        patch_size = tuple(int(side) for side in configuration.patch_size)
+        channels = determine_num_input_channels(manager, configuration, dataset_json)
+        heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    except Exception as error:  # nnU-Net does not check them
+        raise ValueError(f"{model.plans} is no plans file of nnU-Net ({shortened(error)}).") from error
     if len(patch_size) != 3 or in_plane_scale(patch_size) != 1:
         raise ValueError(
             f"{model.configuration} of {model.plans} has the patch size {list(patch_size)}. The released code's "
-            f"networks are of in-plane scale 1, which takes a 3D patch with a side over 256 pixels; the paper's is "
-            f"{list(PAPERS_PATCH)}. Set patch_size in the plans to that of the training."
+            f"networks are of in-plane scale 1, which takes a 3D patch with a side of 363 or more voxels; the paper's "
+            f"is {list(PAPERS_PATCH)}. Set patch_size in the plans to that of the training."
         )
-    channels = determine_num_input_channels(manager, configuration, dataset_json)
-    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     if (channels, heads) != (1, found.num_classes):
         raise ValueError(
             f"The checkpoint has 1 image channel and {found.num_classes} classes, {model.dataset_json} with these "
             f"plans {channels} and {heads}: it is of another data set."
         )
     return {"plans": plans, "configuration": model.configuration, "fold": "all", "dataset_json": dataset_json}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}).") from error
 
 
 def _write_model_folder(folder: Path, checkpoint: dict[str, Any], model: Model) -> None:

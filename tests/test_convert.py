@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_dinomed3d.cli import main
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, build_dinomed3d
@@ -18,7 +20,7 @@ from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.variants.names import BASE, trainer_class
 from nnunetv2_dinomed3d.weights import load_reference_checkpoint
 from nnunetv2_dinomed3d.weights.stage1 import load_stage1
-from tests.test_weights_reference import parameters, released_shapes, value
+from tests.test_weights_reference import VIT, parameters, released_shapes, value
 
 WIDTH, DEPTH, CLASSES = 96, 4, 2
 TRAINER = f"{BASE}_T_released"
@@ -58,12 +60,17 @@ def released(shared: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def plans(preprocessed: Path, tmp_path: Path) -> Path:
-    """nnU-Net's plans with a patch of the paper's kind: a side over 256."""
+    """nnU-Net's plans with a patch of the paper's kind, of in-plane scale 1."""
     content = json.loads((preprocessed / "nnUNetPlans.json").read_text())
-    content["configurations"]["3d_fullres"]["patch_size"] = [3, 264, 32]
+    content["configurations"]["3d_fullres"]["patch_size"] = [3, 368, 32]
     path = tmp_path / "plans.json"
     path.write_text(json.dumps(content))
     return path
+
+
+def plans_of(plans: Path) -> tuple[PlansManager, ConfigurationManager]:
+    manager = PlansManager(json.loads(plans.read_text()))
+    return manager, manager.get_configuration("3d_fullres")
 
 
 def convert_model(source: Path, plans: Path, preprocessed: Path, out: Path) -> int:
@@ -88,9 +95,10 @@ def test_stage2_becomes_a_model_folder_that_predicts(
     )
     predictor.initialize_from_trained_model_folder(str(tmp_path / "model"), ("all",), "checkpoint_final.pth")
     assert predictor.trainer_name == TRAINER
-    volume = torch.randn(1, 3, 264, 32, generator=torch.Generator().manual_seed(0))
+    volume = torch.randn(1, 3, 368, 32, generator=torch.Generator().manual_seed(0))
     logits = predictor.predict_logits_from_preprocessed_data(volume)
 
+    # LoRA on the patch embedding folded into it, where the trainer's network keeps it beside
     network = build_dinomed3d("tiny", 1, CLASSES, (16, 512, 512), depth_alignment="released").eval()
     load_reference_checkpoint(network, torch.load(source))
     with torch.no_grad():
@@ -109,7 +117,7 @@ def test_stage2_becomes_a_file_for_pretrained_weights(
     """Also for another number of classes."""
     assert main(["convert", str(released(2)), "-o", str(tmp_path / "new" / "out.pth")]) == 0
     checkpoint = torch.load(tmp_path / "new" / "out.pth", weights_only=True)
-    network = build_dinomed3d("tiny", 1, CLASSES + 3, (16, 512, 512), depth_alignment="released")
+    network = trainer_class(TRAINER).build_network_architecture(*plans_of(plans), 1, CLASSES + 3)
     load_pretrained_weights(network, str(tmp_path / "new" / "out.pth"))  # what nnUNetv2_train -pretrained_weights calls
     for name, tensor in network.state_dict().items():
         if ".seg_layers." not in name:
@@ -146,6 +154,7 @@ def test_stage1_starts_our_stage_2(
         ("incomplete", r"1 tensors of the checkpoint do not fit.*decoder\.upernet\.laterals\.1\.0\.weight"),
         ("width", "a ViT of width 100 and depth 4, and no variant is: there are nano, tiny, small"),
         ("ours", "no checkpoint of the released DINO-Med3D code"),
+        ("no DINOv3", r"without a DINOv3 file.*cannot be converted: predict with the released code, or train"),
         ("K", r"There is no trainer 'nnUNetTrainerDINOMed3D_T_K7_released'"),
     ],
 )
@@ -161,6 +170,8 @@ def test_what_cannot_be_converted(
         out.touch()
     elif fault == "incomplete":
         del state["decoder.fpn_in.1.0.weight"]
+    elif fault == "no DINOv3":
+        state[f"{VIT[2]}blocks.1.attn.qkv.base_layer.bias"][2 * WIDTH :] += 0.1
     elif fault == "width":
         state = {
             name: torch.zeros(100, *tensor.shape[1:]) if "patch_embed.proj.base_layer" in name else tensor
@@ -183,7 +194,7 @@ def test_what_cannot_be_converted(
         ("patch", r"patch size \[10, 32, 28\].*in-plane scale 1"),
         ("configuration", "no configuration '3d_fullres'; it has 2d"),
         ("classes", "1 image channel and 2 classes.* 1 and 3: it is of another data set"),
-        ("json", "cannot be read as JSON"),
+        ("json", "is no valid JSON"),
     ],
 )
 def test_what_makes_no_model_folder(
@@ -216,3 +227,39 @@ def test_what_makes_no_model_folder(
 def test_plans_without_dataset_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "in.pth", "-o", str(tmp_path / "out"), "--plans", "plans.json"]) == 1
     assert "needs both --plans and --dataset-json" in capsys.readouterr().err
+
+
+def test_commands_to_paste_and_plans_that_are_none(
+    released: Callable[..., Path], preprocessed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A space or a command in a path does nothing; lists where dicts belong are one line, and leave nothing."""
+    out = tmp_path / "my $(touch made) file'.pth"
+    assert main(["convert", str(released(1)), "-o", str(out)]) == 0
+    assert f"export DINOMED3D_STAGE1={shlex.quote(str(out))}" in capsys.readouterr().out
+    plans = tmp_path / "odd.json"
+    for content in ([], {"configurations": []}, {"configurations": {"3d_fullres": []}}):
+        plans.write_text(json.dumps(content))
+        assert convert_model(released(2), plans, preprocessed, tmp_path / "made" / "model") == 1
+        assert "odd.json" in capsys.readouterr().err
+        assert not (tmp_path / "made").exists()
+
+
+def test_disk_that_is_full(
+    released: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left that the next try would call existing; where nothing can be written is told before reading."""
+    source = released(1)
+
+    def fail(content: object, path: Path) -> None:
+        Path(path).write_bytes(bytes(1000))
+        raise RuntimeError("[enforce fail at inline_container.cc:919] . PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", fail)
+    there = set(tmp_path.iterdir())
+    assert main(["convert", str(source), "-o", str(tmp_path / "below" / "out.pth")]) == 1
+    assert re.search(r"out.pth could not be written .*PytorchStreamWriter", capsys.readouterr().err)
+    assert set(tmp_path.iterdir()) == there
+    monkeypatch.setattr("nnunetv2_dinomed3d.convert.read_reference", lambda path: pytest.fail("read in vain"))
+    for out in (source / "out.pth", Path("/proc/nothing/out.pth")):
+        assert main(["convert", str(source), "-o", str(out)]) == 1
+        assert "out.pth cannot be written: " in capsys.readouterr().err

@@ -3,12 +3,13 @@
 import inspect
 from collections.abc import Callable
 from os.path import dirname, join
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.random import OneOfTransform
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -17,6 +18,7 @@ from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule
 from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.variants import released
 from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES, UnknownTrainerError, trainer_class
+from nnunetv2_dinomed3d.trainers.whole import WholeLoader
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
@@ -88,7 +90,10 @@ def test_init_has_nnunets_exact_signature(name: str) -> None:
         ("_stage1", {"train_encoder": True, "stages": (1,)}),
         ("_noDetail", {"detail_stream": False, "stages": (1, 2)}),
         ("_UPerNetProxy", {"proxy": "upernet", "detail_stream": True}),
-        ("_L_released", {"variant": "large", "depth_alignment": "released", "mixed_precision": False}),
+        (
+            "_L_released",
+            {"variant": "large", "depth_alignment": "released", "mixed_precision": False, "lora_on_ice": True},
+        ),
         ("_nano_250epochs", {"variant": "nano", "stage1_lr": 1e-3, "stage1_epochs": 125}),
     ],
 )
@@ -220,19 +225,133 @@ def test_released_resumes_a_stage_2_that_began_early(
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_released_augmentation(released_trainer: nnUNetTrainerDINOMed3D, stage: int) -> None:
+    """Up to 15 degrees, 0.8 to 1.2 times the size and, in stage 2, shifts of 5%: together, for every other patch."""
     released_trainer._begin_stage(stage)
-    rotation, dummy_2d, initial, mirror_axes = (
+    rotation, dummy_2d, loaded, mirror_axes = (
         released_trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     )
     assert np.allclose(rotation, (-np.pi / 12, np.pi / 12))
     assert dummy_2d
     with released_trainer._stage_configuration():
         patch_size = released_trainer.configuration_manager.patch_size
-    assert initial[0] == patch_size[0]
+    assert loaded[0] == patch_size[0]
     transforms = released_trainer.get_training_transforms(patch_size, rotation, None, mirror_axes, dummy_2d).transforms
     assert not any(released._is_intensity(transform) for transform in transforms)
-    assert [transform.scaling for transform in transforms if isinstance(transform, SpatialTransform)] == [(0.8, 1.2)]
-    assert any(isinstance(transform, MirrorTransform) for transform in transforms)
+    (mirror,) = (transform for transform in transforms if isinstance(transform, MirrorTransform))
+    assert mirror.allowed_axes == (2,), "horizontal flips alone"
+
+    (spatial,) = (transform for transform in transforms if isinstance(transform, OneOfTransform))
+    # a line from the middle to the right
+    height, width = loaded[1:]
+    image = torch.zeros(1, height, width)
+    image[0, height // 2 - 1 : height // 2 + 2, width // 2 - 1 : width // 2 + 6] = 1
+    still = moved = 0
+    angles, sizes, shifts = [], [], []
+    np.random.seed(0)
+    for _ in range(300):
+        parameters = [transform.get_parameters(image=image) for transform in spatial.list_of_transforms]
+        chosen = spatial(image=image)["image"]
+        assert chosen.shape[1:] == tuple(patch_size[1:])
+        changed = not torch.equal(chosen, spatial.list_of_transforms[1](image=image)["image"])
+        moved, still = moved + changed, still + (not changed)
+        affine, centre = parameters[0]["affine"], parameters[0]["center_location_in_pixels"]
+        sizes.append(1 / np.sqrt(np.linalg.det(affine)))
+        angles.append(np.arctan2(affine[1, 0], affine[0, 0]))
+        shifts.append((np.array(centre) - np.array([height, width]) / 2) / np.array(patch_size[1:]))
+        assert parameters[1]["affine"] is None
+        assert np.allclose(parameters[1]["center_location_in_pixels"], [height / 2, width / 2])
+    assert 110 < moved < 190, "half of the patches"
+    assert 0.2 < np.abs(angles).max() < np.pi / 12
+    assert 0.8 < min(sizes) < 0.82
+    assert 1.18 < max(sizes) < 1.2
+    largest = np.abs(shifts).max(0)
+    assert (largest <= 0.05 + 1e-6).all()
+    assert (largest > 0.045).all() if stage == 2 else not largest.any()
+
+
+def test_released_loads_enough_for_what_it_turns_and_shifts(released_trainer: nnUNetTrainerDINOMed3D) -> None:
+    """Corners of the largest patch, turned and shifted the most, are inside of what is loaded."""
+    released_trainer._begin_stage(2)
+    *_, loaded, _ = released_trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    final = np.array(released_trainer.configuration_manager.patch_size[1:])
+    cos, sin = np.cos(np.pi / 12), np.sin(np.pi / 12)
+    needed = np.array([cos * final[0] + sin * final[1], sin * final[0] + cos * final[1]]) / 0.8 + 0.1 * final
+    assert (np.array(loaded[1:]) >= np.floor(needed)).all()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_released_sampling_and_network(released_trainer: nnUNetTrainerDINOMed3D, stage: int) -> None:
+    """No foreground oversampling, RoPE rescaled in both stages, LoRA on ICE, validation on every slice."""
+    released_trainer._begin_stage(stage)
+    train, val = released_trainer.get_dataloaders()
+    assert train.data_loader.oversample_foreground_percent == 0
+    assert isinstance(val.data_loader, WholeLoader)
+    encoder = released_trainer.module.train().encoder
+    assert encoder.vit.rope.training
+    assert "encoder.ice.conv.lora_A.default.weight" in released_trainer.module.state_dict()
+
+
+def test_released_best_epoch_has_the_highest_dice(released_trainer: nnUNetTrainerDINOMed3D) -> None:
+    """Not the highest moving average, which lags."""
+    assert released_trainer._average_dice([0.2, 0.3], 0.9) == 0.9
+
+
+def test_released_predicts_with_the_best_epoch(
+    released_trainer: nnUNetTrainerDINOMed3D, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`checkpoint_final.pth` is what nnU-Net validates and predicts with: it gets the best epoch's weights."""
+    trainer = released_trainer
+    trainer._begin_stage(2)
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    trainer.current_epoch = 70
+    trainer.save_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
+    best = {name: value.clone() for name, value in trainer.module.state_dict().items()}
+    with torch.no_grad():
+        trainer.module.decoder.seg_layers.weight.add_(1)
+    trainer.current_epoch = 100
+    trainer.on_train_end()
+    final = torch.load(join(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
+    assert all(torch.equal(value, best[name]) for name, value in final["network_weights"].items())
+    assert torch.equal(trainer.module.decoder.seg_layers.weight, best["decoder.seg_layers.weight"]), "validated too"
+    assert final["init_args"]["final"] == {"best_epoch": 70}
+    assert final["current_epoch"] == 100
+    assert final["inference_allowed_mirroring_axes"] is None, "no mirroring"
+    assert "gets the weights of epoch 70, the best" in Path(trainer.log_file).read_text()
+
+
+def test_released_validates_with_uniform_windows(
+    released_trainer: nnUNetTrainerDINOMed3D, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves nnU-Net's predictor as it was."""
+    seen = {}
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def predictor(*args, **settings):
+        seen.update(settings)
+        raise Stop
+
+    monkeypatch.setattr(released.nnunets_trainer, "nnUNetPredictor", predictor)
+    with pytest.raises(Stop):
+        released_trainer.perform_actual_validation()
+    assert seen["use_gaussian"] is False
+    assert released.nnunets_trainer.nnUNetPredictor is predictor
+
+
+def test_released_refuses_checkpoints_from_before_lora_on_ice(
+    released_trainer: nnUNetTrainerDINOMed3D, tmp_path
+) -> None:
+    filename = join(tmp_path, "checkpoint_latest.pth")
+    released_trainer.save_checkpoint(filename)
+    checkpoint = torch.load(filename, weights_only=False)
+    weights = checkpoint["network_weights"]
+    for name in [name for name in weights if name.startswith("encoder.ice.")]:
+        tensor = weights.pop(name)
+        if ".lora_" not in name:
+            weights[name.replace(".base_layer", "")] = tensor
+    with pytest.raises(ValueError, match=r"without LoRA on the patch embedding.*older nnunetv2_dinomed3d"):
+        released_trainer._require_fit(checkpoint, filename)
 
 
 def test_released_computes_in_float32(released_trainer: nnUNetTrainerDINOMed3D) -> None:

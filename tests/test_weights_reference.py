@@ -109,9 +109,13 @@ def outputs(shared):
 # ---- numbers ----
 
 
-def test_stage1_gives_the_released_logits(states, outputs):
+LORA_ON_ICE = pytest.mark.parametrize("lora_on_ice", [False, True])
+
+
+@LORA_ON_ICE
+def test_stage1_gives_the_released_logits(lora_on_ice, states, outputs):
     """The authors' stage 1 as the start of our stage 2: the features have to be theirs."""
-    model = network()
+    model = network(lora_on_ice=lora_on_ice)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert load_reference_checkpoint(model, {"model_state_dict": states[1], "epoch": 12}) == 1
     assert model.stage == 1
@@ -123,9 +127,13 @@ def test_stage1_gives_the_released_logits(states, outputs):
     assert_near(slab_logits(model, outputs), outputs["stage1.logits"])
 
 
-def test_stage2_gives_the_released_intermediates_and_logits(states, outputs):
-    """The authors' trained model predicts through our code what it predicts through theirs, at every step."""
-    model = network()
+@LORA_ON_ICE
+def test_stage2_gives_the_released_intermediates_and_logits(lora_on_ice, states, outputs):
+    """The authors' trained model predicts through our code what it predicts through theirs, at every step.
+
+    With its LoRA on the patch embedding, or with that folded into ICE.
+    """
+    model = network(lora_on_ice=lora_on_ice)
     assert load_reference_checkpoint(model, {"model_state_dict": states[2]}) == 2
     assert model.stage == 2
     assert not any(tensor.any() for tensor in model.proxy_head.state_dict().values())
@@ -230,7 +238,7 @@ QKV = f"{VIT[2]}blocks.2.attn.qkv."
         (
             2,
             edit(f"{QKV}base_layer.bias", lambda t: t + 0.1),
-            r"blocks.2.attn.qkv.base_layer.bias is not zero .*no qkv bias",
+            r"blocks.2.attn.qkv.base_layer.bias is not zero .*no qkv bias.*started without a DINOv3 file.*train anew",
         ),
         (2, lambda state: state.clear(), r"no checkpoint of the released DINO-Med3D code"),
     ],
@@ -245,6 +253,31 @@ def test_faulty_checkpoint(stage, fault, reason, states):
     assert model.stage == 2
     assert not model.has_weights
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (
+            drop(f"{PATCH}lora_A.default.weight"),
+            r"ice.conv.lora_A.default.weight: expected \(4, 1, 3, 16, 16\), found no",
+        ),
+        (
+            drop(f"{PATCH}base_layer.weight"),
+            r"ice.conv.base_layer.weight: expected \(96, 1, 3, 16, 16\), found no such",
+        ),
+    ],
+)
+def test_faulty_checkpoint_where_nothing_is_folded(fault, reason, states):
+    fault(states[2])
+    with pytest.raises(ValueError, match=reason):
+        load_reference_checkpoint(network(lora_on_ice=True), states[2])
+
+
+@LORA_ON_ICE
+def test_another_k_is_told(lora_on_ice, states):
+    with pytest.raises(ValueError, match=r"slabs have K = 3 slices, the network's 5"):
+        load_reference_checkpoint(network(slab_depth=5, lora_on_ice=lora_on_ice), states[1])
 
 
 WIDER = {"embed_dim": 192, "depth": DEPTH, "num_heads": 3}
@@ -411,17 +444,18 @@ def trainable(name):
     return ".lora_" in name or not name.startswith(VIT[2])
 
 
-def has_no_counterpart(name):
+def has_no_counterpart(name, lora_on_ice):
     """Unused in the released model, a bias of zeros, or folded into ICE."""
     return (
         name.startswith("decoder.cls.")
         or name.endswith(("mask_token", "qkv.base_layer.bias"))
-        or ".patch_embed.proj.lora_" in name
+        or (".patch_embed.proj.lora_" in name and not lora_on_ice)
     )
 
 
+@LORA_ON_ICE
 @pytest.mark.parametrize("variant", RELEASED)
-def test_parameter_totals_are_the_released(variant, shared):
+def test_parameter_totals_are_the_released(variant, lora_on_ice, shared):
     """A layer too wide or too many shows here for every size, without its weights."""
     width, depth, total, trained = RELEASED[variant]
     listed = released_shapes(parameters(shared)[2], width, depth, rank=16, classes=2)
@@ -429,9 +463,9 @@ def test_parameter_totals_are_the_released(variant, shared):
     assert sum(prod(shape) for name, shape in listed if trainable(name)) == trained
 
     with torch.device("meta"):
-        model = build_dinomed3d(variant, 1, 2, (16, 512, 512), depth_alignment="released")
+        model = build_dinomed3d(variant, 1, 2, (16, 512, 512), depth_alignment="released", lora_on_ice=lora_on_ice)
     ours = {name: p for name, p in model.named_parameters() if not name.startswith("proxy_head.")}
-    kept = [(name, prod(shape)) for name, shape in listed if not has_no_counterpart(name)]
+    kept = [(name, prod(shape)) for name, shape in listed if not has_no_counterpart(name, lora_on_ice)]
     assert sum(p.numel() for p in ours.values()) == sum(size for _, size in kept)
     assert sum(p.numel() for p in ours.values() if p.requires_grad) == sum(
         size for name, size in kept if trainable(name)

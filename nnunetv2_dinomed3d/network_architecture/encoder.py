@@ -19,7 +19,8 @@ LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc1_g|fc1_x|fc2))"
 
 NO_LORA_ON_ICE = (
     "The weights are of a network without LoRA on the patch embedding (ICE), which this one has: of another trainer or "
-    "of _released in an older nnunetv2_dinomed3d. Use the trainer and the version that wrote them, or train anew."
+    "of _released in an older nnunetv2_dinomed3d. Use the trainer and the version that wrote them; or train anew, or, "
+    "if they were converted, convert them again."
 )
 
 FEATURE_LEVELS = 4

@@ -104,6 +104,7 @@ def from_dinomed3d(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     others = r"^(_extra_state$|proxy_head\.|adapter\.|detail\.|fusion\.|decoder\.)|\.lora_[AB]\."
     kept = {name: tensor for name, tensor in state.items() if not re.search(others, name)}
+    kept = rename(kept, [(r"\.base_layer\.", ".")])  # of layers that carry LoRA
     weight = kept.get("encoder.ice.conv.weight")
     if weight is not None:
         if weight.ndim != 5 or weight.shape[1:3] != (1, 3):
@@ -114,9 +115,7 @@ def from_dinomed3d(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "nnUNetv2_train's -pretrained_weights FILE."
             )
         kept["encoder.ice.conv.weight"] = weight[:, 0]
-    return rename(
-        kept, [(r"^encoder\.ice\.conv\.", "patch_embed.proj."), (r"^encoder\.vit\.", ""), (r"\.base_layer\.", ".")]
-    )
+    return rename(kept, [(r"^encoder\.ice\.conv\.", "patch_embed.proj."), (r"^encoder\.vit\.", "")])
 
 
 def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 A pure renaming, then a check of names and shapes, then one strict load. What such a file has and our network lacks is
 dropped by name: the mask token, constants, qkv biases of zeros, and the decoder's classifier that no output uses. LoRA
-on the patch embedding is folded into ICE.
+on the patch embedding becomes that of ICE, or is folded into ICE where the network has none there.
 """
 
 import re
@@ -16,10 +16,17 @@ from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.weights.check import Shape, as_float32
 from nnunetv2_dinomed3d.weights.files import first_keys, is_state_dict, read_content
-from nnunetv2_dinomed3d.weights.formats import REFERENCE_PREFIXES, from_meta, reference_stage, rename, without_qkv_bias
+from nnunetv2_dinomed3d.weights.formats import (
+    QKV_BIAS,
+    REFERENCE_PREFIXES,
+    from_meta,
+    reference_stage,
+    rename,
+    without_qkv_bias,
+)
 
 PATCH = "patch_embed.proj"
-ICE = "encoder.ice.conv.weight"
+ICE = "encoder.ice.conv."
 PROXY_HEAD = "proxy_head.seg_layers.weight"
 NONE = "no such tensor"
 
@@ -39,10 +46,14 @@ DETAIL_BLOCKS = {
     "layer3_refine": "scale_4.1",
 }
 VIT_NAMES = [
-    (r"^patch_embed\.proj\.(base_layer\.)?", "encoder.ice.conv."),
     # the layers that carry LoRA, also in stage 1's checkpoint, which has none
     (r"^(blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12]))\.(weight|bias)$", r"\1.base_layer.\2"),
     (r"^(?!encoder\.ice\.)", "encoder.vit."),
+]
+ICE_NAMES = [(r"^patch_embed\.proj\.(base_layer\.)?", ICE)]
+ICE_NAMES_WITH_LORA = [
+    (r"^patch_embed\.proj\.(base_layer\.)?(weight|bias)$", rf"{ICE}base_layer.\2"),
+    (r"^patch_embed\.proj\.(lora_[AB]\.)", rf"{ICE}\1"),
 ]
 OTHER_NAMES = [
     (r"^head\.", "proxy_head.seg_layers."),
@@ -164,19 +175,21 @@ def load_reference_checkpoint(network: nn.Module, checkpoint: Mapping[str, Any])
 def fitting_state_dict(network: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, dict[str, Tensor]]:
     """Stage and complete state dict that `load_reference_checkpoint` loads; the network may be on the meta device."""
     own = network.state_dict()
-    stage, renamed = from_reference(checkpoint.get("model_state_dict", checkpoint), _lora_alpha(network))
+    folded = None if any(name.startswith(f"{ICE}lora_") for name in own) else _lora_alpha(network)
+    stage, renamed = from_reference(checkpoint.get("model_state_dict", checkpoint), folded)
     expected = {name: tuple(tensor.shape) for name, tensor in own.items() if _in_checkpoint(name, stage)}
     _check({name: tuple(tensor.shape) for name, tensor in renamed.items()}, expected)
     head = {} if stage == 1 else {name: torch.zeros_like(own[name]) for name in own if name.startswith("proxy_head.")}
     return stage, {**own, **as_float32(renamed), **head, "_extra_state": torch.tensor(stage)}
 
 
-def from_reference(state: Mapping[str, Tensor], lora_alpha: float) -> tuple[int, dict[str, Tensor]]:
+def from_reference(state: Mapping[str, Tensor], lora_alpha: float | None) -> tuple[int, dict[str, Tensor]]:
     """Stage of a checkpoint, and its tensors under our names and in our shapes.
 
     Args:
         state: the checkpoint's ``model_state_dict``.
-        lora_alpha: of the LoRA on the patch embedding; the checkpoint does not say it.
+        lora_alpha: of the LoRA on the patch embedding that is folded into ICE; the checkpoint does not say it. None
+            where ICE carries LoRA itself: nothing is folded.
 
     Raises:
         ValueError: no such checkpoint, a qkv bias is not zero, or the patch embedding's LoRA is incomplete.
@@ -184,15 +197,30 @@ def from_reference(state: Mapping[str, Tensor], lora_alpha: float) -> tuple[int,
     stage = _stage(state)
     prefix = REFERENCE_PREFIXES[stage]
     vit = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    if stage == 2:
+    if stage == 2 and lora_alpha is not None:
         vit = _fold_patch_lora(vit, lora_alpha)
     others = {name: tensor for name, tensor in state.items() if not name.startswith((prefix, "decoder.cls."))}
-    ours = rename(without_qkv_bias(from_meta(vit)), VIT_NAMES) | rename(others, OTHER_NAMES)
-    if ICE in ours:  # their slices are colour channels: (E, K, 16, 16)
-        ours[ICE] = ours[ICE].unsqueeze(1)
+    vit = from_meta(vit)
+    _refuse_trained_bias(vit)
+    ice_names = ICE_NAMES if lora_alpha is not None else ICE_NAMES_WITH_LORA
+    ours = rename(without_qkv_bias(vit), ice_names + VIT_NAMES) | rename(others, OTHER_NAMES)
+    for name in ours:
+        if name.startswith(ICE) and ours[name].ndim == 4:  # their slices are colour channels: (E, K, 16, 16)
+            ours[name] = ours[name].unsqueeze(1 if ".lora_B." not in name else -1)
     if PROXY_HEAD in ours:  # theirs is a 2D convolution
         ours[PROXY_HEAD] = ours[PROXY_HEAD].unsqueeze(-1)
     return stage, ours
+
+
+def _refuse_trained_bias(vit: Mapping[str, Tensor]) -> None:
+    for name, tensor in vit.items():
+        if re.search(QKV_BIAS, name) and bool((tensor != 0).any()):
+            raise ValueError(
+                f"{name} is not zero (up to {tensor.float().abs().max().item():.3g}), and the networks here have no "
+                "qkv bias. So it is in runs of the released code that were started without a DINOv3 file: their "
+                "backbone began at random, and its v biases were trained. Such a run cannot be converted: predict with "
+                "the released code, or train anew from DINOv3's weights (dinomed3d weights), here or there."
+            )
 
 
 def _fold_patch_lora(vit: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -263,21 +291,22 @@ def _reason(found: Mapping[str, Shape], expected: Mapping[str, Shape], wrong: li
     if any(found.get(name, ())[2:] != expected.get(name, ())[2:] for name in resampling):
         return (
             'Released checkpoints need a network with depth_alignment="released" and in-plane scale 1 (that of a patch '
-            "with a side over 256 pixels)."
+            "with a side of 363 or more voxels)."
         )
     return "Is the file incomplete, or of a network that was changed (a plus-sized ViT, other decoder widths)?"
 
 
 def _vit_size(shapes: Mapping[str, Shape]) -> tuple[int, int]:
     """Width and depth of the ViT by our names; 0 for a width that cannot be told."""
-    return (shapes.get(ICE) or (0,))[0], _blocks(shapes, "encoder.vit.")
+    embeddings = (shapes.get(f"{ICE}{layer}weight") for layer in ("", "base_layer."))
+    return next((shape[0] for shape in embeddings if shape), 0), _blocks(shapes, "encoder.vit.")
 
 
 def _facts(shapes: Mapping[str, Shape]) -> dict[str, int]:
     """What shapes by our names tell of `DIFFERENCES`."""
     facts = {}
     for name, shape in shapes.items():
-        if name == ICE and len(shape) == 5:
+        if name in (f"{ICE}weight", f"{ICE}base_layer.weight") and len(shape) == 5:
             facts["channels"], facts["slab_depth"] = shape[1:3]
         elif ".lora_A." in name and shape:
             facts["lora_rank"] = shape[0]
