@@ -3,13 +3,12 @@
 import argparse
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.weights import WeightsUnavailableError, load_pretrained_weights, read_checkpoint
 from nnunetv2_dinomed3d.weights.check import as_float32
 from nnunetv2_dinomed3d.weights.files import printable
+from nnunetv2_dinomed3d.written import written_whole
 
 DPI = 150
 LARGEST_PATCH = 1 << 27
@@ -251,37 +251,10 @@ def run_look(args: argparse.Namespace) -> int:
             args.case, dataset, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
         )
         out = args.o or Path(f"look_{case.name}")
-        with picture_file(out, f"{case.name}__{names[1]}.png") as file:
-            look(model, case, args.slices).savefig(file, dpi=DPI, format="png")
-        print(out / f"{case.name}__{names[1]}.png")
+        picture = out / f"{case.name}__{names[1]}.png"
+        if picture.is_dir():
+            raise ValueError(f"{picture} is a folder: remove it, or name another one with -o.")
+        with written_whole(picture) as path:
+            look(model, case, args.slices).savefig(path, dpi=DPI)
+        print(picture)
     return 0
-
-
-@contextmanager
-def picture_file(out: Path, name: str) -> Iterator[IO[bytes]]:
-    """A new file in a folder, opened before what takes long; it has its name once it is whole.
-
-    Raises:
-        ValueError: it cannot be written there.
-    """
-    made = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
-    partial = out / f".{name}.{os.getpid()}.partial"
-    try:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if (out / name).is_dir():
-                raise ValueError(f"{out / name} is a folder: remove it, or name another folder with -o.")
-            file = partial.open("xb")
-        except OSError as error:
-            raise ValueError(f"-o {out} cannot be written ({error.strerror}). Name another folder.") from error
-        try:
-            with file:
-                yield file
-            partial.replace(out / name)
-        finally:
-            partial.unlink(missing_ok=True)
-    except BaseException:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        raise

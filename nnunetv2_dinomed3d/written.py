@@ -1,0 +1,36 @@
+"""Files and folders that are there whole, or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A path to write a file or folder to, which becomes `target` once that is done; if it fails, nothing stays.
+
+    That something can be written there is tried at once, before what takes long.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    made = [folder for folder in target.parents if not os.path.lexists(folder)]
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+        except OSError as error:
+            raise ValueError(f"{target} cannot be written: {error.strerror}. Name another place with -o.") from error
+        try:
+            yield partial / target.name
+            os.replace(partial / target.name, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
