@@ -111,12 +111,13 @@ def read_own_checkpoint(filename: str, mmap: bool = False) -> dict[str, Any]:
     """
     path = Path(filename)
     try:
-        return _read(path, mmap)
+        return read_verified(path, mmap)
     except ValueError as error:
         raise ValueError(f"{error} It was left as it is. {_how_to_go_on(path)}") from error
 
 
-def _read(path: Path, mmap: bool) -> dict[str, Any]:
+def read_verified(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """As `read_own_checkpoint`, without the advice."""
     require_sound_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)
@@ -142,7 +143,7 @@ def newest_sound(folder: Path, but: str) -> tuple[str, int] | None:
     for path in folder.glob("checkpoint_*.pth"):
         with suppress(ValueError):
             if path.name != but:
-                found.append((int(_read(path, mmap=True)["current_epoch"]), path.stat().st_mtime, path.name))
+                found.append((int(read_verified(path, mmap=True)["current_epoch"]), path.stat().st_mtime, path.name))
     return (max(found)[2], max(found)[0]) if found else None
 
 

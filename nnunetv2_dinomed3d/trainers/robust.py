@@ -167,6 +167,7 @@ class RobustTrainer(nnUNetTrainer):
         steps = self._resume.get("steps")
         if steps and steps["epoch"] == self.current_epoch:
             self._steps = EpochSteps.from_record(steps)
+            self._steps.random = self._resume["random"]
             self.print_to_log_file(f"Epoch {self.current_epoch} goes on after {len(self._steps.train)} steps.")
         self._skipped_in_epoch = self._steps.skipped
         restore_random_states(self._resume["random"], self.device, self.local_rank)

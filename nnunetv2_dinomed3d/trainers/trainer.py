@@ -31,7 +31,7 @@ from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_d
 from nnunetv2_dinomed3d.network_architecture.adapter import DepthAlignment
 from nnunetv2_dinomed3d.network_architecture.network import Proxy, has_bfloat16
 from nnunetv2_dinomed3d.settings import check_environment
-from nnunetv2_dinomed3d.trainers.checkpoint_files import LATEST, instead_of_reading, read_own_checkpoint
+from nnunetv2_dinomed3d.trainers.checkpoint_files import LATEST, instead_of_reading, read_own_checkpoint, read_verified
 from nnunetv2_dinomed3d.trainers.checks import (
     Expected,
     check_cases,
@@ -620,7 +620,10 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
             return
         if self.is_ddp:
             dist.barrier()  # rank 0 wrote the file
-        checkpoint = self._read_best()
+        try:
+            checkpoint = self._read_best()
+        except ValueError as error:
+            raise ValueError(f"{error} {self._missing_stage1()}") from error
         if checkpoint is None:
             raise FileNotFoundError(self._missing_stage1())
         self.module.load_state_dict(checkpoint["network_weights"])
@@ -741,7 +744,7 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
         filename = self._best_filename()
         if not isfile(filename):
             return None
-        checkpoint = read_own_checkpoint(filename, mmap=True)
+        checkpoint = read_verified(Path(filename), mmap=True)
         require_own(checkpoint, filename, self._identity, self._training)
         return checkpoint if int(checkpoint["network_weights"]["_extra_state"]) == self.stage else None
 

@@ -84,10 +84,10 @@ class TrainingFolder:
         self.claimed = self.began = False
         self._pid = os.getpid()
         self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        self._before = {file.name for file in path.iterdir()}
         self._lock: FolderLock | None = None
         try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._before = {file.name for file in path.iterdir()}
             self.hold()
             remove_partials(path)
         except BaseException:
