@@ -21,7 +21,8 @@ from typing import Literal
 
 from nnunetv2_dinomed3d.entry import ENTRY_MODULE, trainer_folder
 from nnunetv2_dinomed3d.requirements import DISTRIBUTION, dependencies
-from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE, WEIGHTS_VARIABLE, check_environment
+from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE, WEIGHTS_VARIABLE, check_environment, seed_setting
+from nnunetv2_dinomed3d.text import printable
 
 TRAINER = "nnUNetTrainerDINOMed3D"
 HUB_REPOSITORY = "timm/vit_base_patch16_dinov3.lvd1689m"
@@ -53,11 +54,6 @@ class Finding:
     advice: str = ""
 
 
-def _shown(value: str) -> str:
-    """A value from outside on one line."""
-    return value if value.isprintable() else repr(value)
-
-
 def check_versions() -> Iterator[Finding]:
     """Installed versions against the bounds of this package."""
     try:
@@ -81,14 +77,14 @@ def check_trainers() -> Iterator[Finding]:
     folders = [folder for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if folder.strip()]
     for folder in folders:
         if not os.path.isdir(folder):
-            what = f"nnUNet_extTrainer names {_shown(folder)}, which is no folder: trainers in it are not found"
+            what = f"nnUNet_extTrainer names {printable(folder)}, which is no folder: trainers in it are not found"
             yield Finding("warning", what, "correct or remove it")
     if _is_in_nnunet():
         yield Finding("ok", f"nnU-Net finds {TRAINER} in its own folder of trainers")
         return
     for folder in folders:
         if os.path.isfile(os.path.join(folder, f"{ENTRY_MODULE}.py")):
-            yield Finding("ok", f"nnU-Net finds {TRAINER} through nnUNet_extTrainer={_shown(folder)}")
+            yield Finding("ok", f"nnU-Net finds {TRAINER} through nnUNet_extTrainer={printable(folder)}")
             return
     there = [folder for folder in folders if os.path.isdir(folder)]
     export = f"export nnUNet_extTrainer={shlex.quote(os.pathsep.join([str(trainer_folder()), *there]))}"
@@ -104,10 +100,11 @@ def _is_in_nnunet() -> bool:
 
 def check_settings() -> Iterator[Finding]:
     """Settings that training refuses."""
-    try:
-        check_environment()
-    except ValueError as error:
-        yield Finding("error", _shown(str(error)))
+    for check in (check_environment, seed_setting):
+        try:
+            check()
+        except ValueError as error:
+            yield Finding("error", printable(str(error)))
     for name, least in PROCESSES.items():
         value = os.environ.get(name, "1").strip()
         if not value.isdecimal() or int(value) < least:
@@ -121,9 +118,9 @@ def check_weights() -> Iterator[Finding]:
         reason = _unreadable(Path(os.path.expanduser(stage1)))
         if reason:
             advice = f"unset {STAGE1_VARIABLE}, or set it to a file that exists"
-            yield Finding("error", f"{STAGE1_VARIABLE} is {_shown(stage1)}, which {reason}", advice)
+            yield Finding("error", f"{STAGE1_VARIABLE} is {printable(stage1)}, which {reason}", advice)
         else:
-            yield Finding("ok", f"stage 1 is skipped, stage 2 starts from {_shown(stage1)} ({STAGE1_VARIABLE})")
+            yield Finding("ok", f"stage 1 is skipped, stage 2 starts from {printable(stage1)} ({STAGE1_VARIABLE})")
     elif value == "random":
         what = f"random weights, as {WEIGHTS_VARIABLE}=random asks for"
         yield Finding("warning", what, f"unset {WEIGHTS_VARIABLE} to start from DINOv3, as the method does")
@@ -142,12 +139,12 @@ def _weights_of(value: str) -> Finding:
             from nnunetv2_dinomed3d.weights.files import weight_files  # brings PyTorch along
 
             files = weight_files(path)
-        wrong = next((f"{_shown(str(file))} {reason}" for file in files if (reason := _unreadable(file))), None)
+        wrong = next((f"{printable(str(file))} {reason}" for file in files if (reason := _unreadable(file))), None)
     except (ValueError, OSError) as error:
-        wrong = _shown(str(error))
+        wrong = printable(str(error))
     if wrong:
         return Finding("error", f"{WEIGHTS_VARIABLE}: {wrong}", advice)
-    what = f"weights of {TRAINER}: {_shown(value)} ({WEIGHTS_VARIABLE})"
+    what = f"weights of {TRAINER}: {printable(value)} ({WEIGHTS_VARIABLE})"
     return Finding("ok", f"{what}; `dinomed3d weights --check` says whether they fit")
 
 
@@ -160,7 +157,7 @@ def _weights_of_hub() -> Finding:
     if isinstance(cached, str):
         reason = _unreadable(Path(cached))
         if reason:
-            return Finding("error", f"{what}: {_shown(cached)} {reason}", f"rm {shlex.quote(cached)}")
+            return Finding("error", f"{what}: {printable(cached)} {reason}", f"rm {shlex.quote(cached)}")
         return Finding("ok", f"{what}, in the local cache")
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         name = next(
@@ -190,7 +187,7 @@ def check_folders() -> Iterator[Finding]:
         if not value:
             yield Finding("error", f"{name} is not set", f"export {name}=/path/to/{name}")
             continue
-        what = f"{name} is {_shown(value)}"
+        what = f"{name} is {printable(value)}"
         if not os.path.exists(value):
             advice = f"mkdir -p {shlex.quote(value)}" if value.isprintable() else "choose a name that prints"
             yield Finding("error", f"{what}, which does not exist", advice)
@@ -245,9 +242,11 @@ def check_gpu() -> Iterator[Finding]:
             found = [torch.cuda.get_device_properties(i) for i in range(count)]
     except (ImportError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), "")
-        yield Finding("error", f"PyTorch does not run here ({_shown(reason)})", "install it anew: https://pytorch.org")
+        yield Finding(
+            "error", f"PyTorch does not run here ({printable(reason)})", "install it anew: https://pytorch.org"
+        )
         return
-    said = "".join(f" ({_shown(str(warning.message).splitlines()[0])})" for warning in caught[:1])
+    said = "".join(f" ({printable(str(warning.message).splitlines()[0])})" for warning in caught[:1])
     if torch.version.cuda is None and torch.version.hip is None:
         said = " (it was built without CUDA: https://pytorch.org/get-started/locally)"
     if not found:

@@ -8,6 +8,9 @@ STAGE1_VARIABLE = f"{PREFIX}STAGE1"
 SEED_VARIABLE = f"{PREFIX}SEED"
 VARIABLES = (WEIGHTS_VARIABLE, STAGE1_VARIABLE, SEED_VARIABLE)
 
+LARGEST_SEED = 2**32 - 1
+"""NumPy's."""
+
 
 def check_environment() -> None:
     """Refuse a misspelt setting, which would silently be ignored.
@@ -20,3 +23,17 @@ def check_environment() -> None:
         raise ValueError(
             f"{unknown[0]} is set, which is no setting. There are {', '.join(VARIABLES)}: unset or rename it."
         )
+
+
+def seed_setting() -> int | None:
+    """The seed that ``DINOMED3D_SEED`` gives; None if it is not set.
+
+    Raises:
+        ValueError: it is no whole number from 0 to 4294967295.
+    """
+    value = os.environ.get(SEED_VARIABLE, "").strip()
+    if not value:
+        return None
+    if not (value.isascii() and value.isdecimal() and len(value) <= 20 and int(value) <= LARGEST_SEED):
+        raise ValueError(f"{SEED_VARIABLE} is {value!r}: set it to a whole number, 0 to {LARGEST_SEED}, or unset it.")
+    return int(value)

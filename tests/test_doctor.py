@@ -148,6 +148,7 @@ def test_stage1_of_another_training(place: Place) -> None:
     ("name", "value", "said"),
     [
         ("DINOMED3D_WEIGTHS", "/x", "DINOMED3D_WEIGTHS is set, which is no setting"),
+        ("DINOMED3D_SEED", "one", "DINOMED3D_SEED is 'one': set it to a whole number"),
         ("nnUNet_n_proc_DA", "many", "nnUNet_n_proc_DA is 'many'"),
         ("nnUNet_def_n_proc", "0", "nnUNet_def_n_proc is '0', no number of processes from 1 on"),
         ("nnUNet_raw", None, "nnUNet_raw is not set"),

@@ -1,6 +1,5 @@
 """The random numbers of a training: seeded on request, saved with it, taken up again where it goes on."""
 
-import os
 import random
 import zlib
 from typing import Any
@@ -8,28 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunetv2_dinomed3d.settings import SEED_VARIABLE
-
-LARGEST_SEED = 2**32 - 1
-"""NumPy's."""
-
-
-def seed_setting() -> int | None:
-    """The seed that ``DINOMED3D_SEED`` gives; None if it is not set.
-
-    Raises:
-        ValueError: it is no whole number from 0 to 4294967295.
-    """
-    value = os.environ.get(SEED_VARIABLE, "").strip()
-    if not value:
-        return None
-    if not (value.isascii() and value.isdecimal() and len(value) <= 20 and int(value) <= LARGEST_SEED):
-        raise ValueError(f"{SEED_VARIABLE} is {value!r}: set it to a whole number, 0 to {LARGEST_SEED}, or unset it.")
-    return int(value)
-
 
 def derived_seed(*numbers: int) -> int:
-    """A seed of its own for each row of numbers, from 0 to `LARGEST_SEED`."""
+    """A seed of its own for each row of numbers, from 0 to `settings.LARGEST_SEED`."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
