@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_dinomed3d.entry import trainer_folder
-from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES
+from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES, trainer_class
 
 ROOT = Path(__file__).parents[1]
 ENTRY = "training/nnUNetTrainer/dinomed3d_trainers.py"
@@ -74,11 +75,62 @@ def test_the_exported_folder_holds_one_thin_module() -> None:
 
 
 @pytest.mark.usefixtures("nnunet_environment")
-def test_a_misspelt_name_gets_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        (f"{BASE}_nodetail", f"{BASE}_noDetail"),
+        (f"{BASE}_s", f"{BASE}_S"),
+        (f"{BASE}_250epoch", f"{BASE}_250epochs"),
+        (f"{BASE}_K1_S_plus", f"{BASE}_S_plus_K1"),
+        (f"{BASE}_", BASE),
+        ("nnUNetTrainerDinoMed3d_L", f"{BASE}_L"),
+    ],
+)
+def test_a_misspelt_name_gets_the_right_one(name: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """nnU-Net alone would say that the trainer cannot be found, and search on."""
     monkeypatch.setenv("nnUNet_extTrainer", str(trainer_folder()))
-    with pytest.raises(ValueError, match=r"no trainer 'nnUNetTrainerDINOMed3D_nodetail'.*size: _nano.*_noDetail"):
-        recursive_find_trainer_class_by_name("nnUNetTrainerDINOMed3D_nodetail")
+    with pytest.raises(ValueError, match=rf"no trainer '{name}'\. Is {meant} meant\? .*size: _nano.*_noDetail"):
+        recursive_find_trainer_class_by_name(name)
+
+
+@pytest.mark.parametrize("name", [f"{BASE}_mine", f"{BASE}_S_L", f"{BASE}_large", f"{BASE}_S_mine"])
+def test_a_name_that_is_not_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is guessed; and it is said how a class of one's own is found, by a command to paste."""
+    monkeypatch.setenv("nnUNet_extTrainer", "/my own")
+    with pytest.raises(ValueError, match=f"no trainer '{name}'") as caught:
+        trainer_class(name)
+    assert "meant" not in str(caught.value)
+    assert "export nnUNet_extTrainer='/my own:/folder/of/its/file', which is '/my own' here" in str(caught.value)
+
+
+def readme_example() -> tuple[str, str, list[str]]:
+    """README's trainer of one's own: file, content, the exports for a wheel and for an editable install."""
+    text = (ROOT / "README.md").read_text()
+    file = re.search(r"such as `(my_trainers/\w+\.py)`", text)
+    content = re.search(r"```python\n(from nnunetv2_dinomed3d\.trainers.*?)```", text, re.DOTALL)
+    assert file
+    assert content
+    return file[1], content[1], re.findall(r"^    (export nnUNet_extTrainer=.*my_trainers.*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_readmes_trainer_of_ones_own(
+    editable: bool, wheel: Path, stock_nnunet: Path, run: Callable[..., str], tmp_path: Path
+) -> None:
+    """As README has it, after either install."""
+    name, content, exports = readme_example()
+    file = tmp_path / name
+    file.parent.mkdir()
+    file.write_text(content)
+    shutil.copytree(stock_nnunet, tmp_path / "site")
+    if not editable:
+        zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = LOOKUP.format(names=("nnUNetTrainerLonger", BASE))
+    script = f"cd {tmp_path}; {exports[editable]}; exec {sys.executable} -c {shlex.quote(code)}"
+    path = os.pathsep.join([str(tmp_path / "site"), *([str(ROOT)] if editable else [])])
+    output = run("bash", "-c", script, PYTHONPATH=path, nnUNet_extTrainer="")
+    assert f"nnUNetTrainerLonger is in {file.stem}" in output
+    assert f"{BASE} is in nnunetv2_dinomed3d.trainers" in output
 
 
 def test_a_users_own_trainer_may_begin_as_ours(

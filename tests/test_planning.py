@@ -1,13 +1,18 @@
 """dinomed3d plan: the estimate of memory against measured bytes, the choice, and the plans that are written."""
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -30,7 +35,7 @@ from nnunetv2_dinomed3d.planning.planner import PLANS_NAME
 from nnunetv2_dinomed3d.trainers import trainer as trainer_module
 from nnunetv2_dinomed3d.trainers.memory import TrainingMemory, memory_warning
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.names import trainer_class
+from nnunetv2_dinomed3d.trainers.variants.names import find_trainer, trainer_class
 from tests.conftest import DATASET, preprocess
 from tests.test_features_helpers import brief_trainers
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
@@ -280,32 +285,168 @@ def test_every_3d_configuration_is_planned(planned: Path) -> None:
     }
 
 
+def spoiled(plans: dict, **changes: object) -> dict:
+    """Plans whose 3D configuration has other values; None takes one away."""
+    configuration = plans["configurations"]["3d_fullres"] | changes
+    return plans | {"configurations": {"3d_fullres": {k: v for k, v in configuration.items() if v is not None}}}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["-d", "902"], "No data set '902'"),
         (["-d", "901", "-p", "otherPlans"], "otherPlans.json does not exist.*nnUNetv2_plan_and_preprocess"),
-        (["-d", "901", "-gpu_memory_target", "0"], "-gpu_memory_target is 0.0"),
         (["-d", "901", "-gpu_memory_target", "1"], "Not even the smallest patch, .* fits 1.0 GB"),
-        (["-d", "901", "-tr", "nnUNetTrainer"], "There is no trainer 'nnUNetTrainer'"),
+        (["-d", "901", "-tr", "nnUNetTrainer"], "nnUNetTrainer trains another network: it does not derive from nnUN"),
+        (["-d", "901", "-tr", "no_such"], "There is no trainer 'no_such'. .*nnUNet_extTrainer"),
+        (["-d", "901", "-tr", "nnUNetTrainerDINOMed3D_s"], "Is nnUNetTrainerDINOMed3D_S meant"),
         (["-d", "901", "-p", "flatPlans"], "flatPlans of Dataset901_Test has only 2D configurations \\(2d\\)"),
+        (["-d", "901", "-p", "listPlans"], "listPlans.json holds no plans"),
+        (["-d", "901", "-p", "emptyPlans"], "emptyPlans.json holds no plans"),
+        (["-d", "901", "-p", "noPatchPlans"], "configuration '3d_fullres' is malformed \\(no 'patch_size'\\)"),
+        (["-d", "901", "-p", "textPatchPlans"], "malformed .*patch_size is"),
+        (["-d", "901", "-p", "nanPlans"], "malformed .*median image size is"),
+        (["-d", "901", "-p", "loopPlans"], "malformed .*"),
+        (["-d", "901", "-p", "brokenPlans"], "brokenPlans.json is no valid JSON"),
     ],
 )
 def test_mistakes(planned: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     plans = read(planned, "nnUNetPlans")
-    plans |= {"plans_name": "flatPlans", "configurations": {"2d": plans["configurations"]["2d"]}}
-    (planned / "flatPlans.json").write_text(json.dumps(plans))
+    kinds = {
+        "flat": plans | {"configurations": {"2d": plans["configurations"]["2d"]}},
+        "list": [plans],
+        "empty": {},
+        "noPatch": spoiled(plans, patch_size=None),
+        "textPatch": spoiled(plans, patch_size=["8", 8, 8]),
+        "nan": spoiled(plans, median_image_size_in_voxels=[math.nan, 8, 8]),
+        "loop": spoiled(plans, inherits_from="3d_fullres"),
+    }
+    for name, content in kinds.items():
+        (planned / f"{name}Plans.json").write_text(json.dumps(content))
+    (planned / "brokenPlans.json").write_text("{")
     trainer = [] if "-tr" in arguments else ["-tr", "nnUNetTrainerDINOMed3D_nano"]
     assert main(["plan", *arguments, *trainer]) == 1
-    assert re.search(message, capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert re.search(f"^dinomed3d: .*{message}", error)
+    assert len(error.splitlines()) == 1
     assert not (planned / f"{PLANS_NAME}.json").exists()
 
 
-def test_a_patch_that_does_not_fit_is_warned_of(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def of_voxels(build: Callable, stage: int, batch_shape: tuple[int, ...]) -> Memory:
-        return Memory(0, 0, 0, 100 * math.prod(batch_shape), 0)
+@pytest.mark.parametrize("target", ["nan", "inf", "0", "-1", "1e30", "much"])
+def test_memory_that_no_gpu_has(target: str) -> None:
+    """Told at once, in the last line."""
+    command = [sys.executable, "-m", "nnunetv2_dinomed3d", "plan", "-d", "1", "-gpu_memory_target", target]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == (2 if target == "much" else 1)
+    assert "-gpu_memory_target" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
-    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", of_voxels)
+
+def by_voxels(build: Callable, stage: int, batch_shape: tuple[int, ...]) -> Memory:
+    """A quick estimate."""
+    return Memory(0, 0, 0, 100 * math.prod(batch_shape), 0)
+
+
+OWN = """
+from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+
+class nnUNetTrainerMine(nnUNetTrainerDINOMed3D_nano):
+    slab_batch_size = 7
+"""
+
+
+def test_a_users_own_trainer_and_preprocessed_data_alone(
+    planned: Path, run: Callable[..., str], tmp_path: Path
+) -> None:
+    """nnU-Net finds it, and the training log tells to plan for it; raw images are often gone by then."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "mine.py").write_text(OWN)
+    (tmp_path / "preprocessed").mkdir()
+    shutil.copytree(planned, tmp_path / "preprocessed" / DATASET, ignore=shutil.ignore_patterns("*_3d_fullres", "*_2d"))
+    settings = {"nnUNet_extTrainer": str(own), "nnUNet_preprocessed": str(tmp_path / "preprocessed")}
+    settings |= {"nnUNet_raw": "", "nnUNet_results": ""}
+    output = run("dinomed3d", "plan", "-d", "901", "-gpu_memory_target", "8", "-tr", "nnUNetTrainerMine", **settings)
+    assert output.startswith("Planning for nnUNetTrainerMine on a GPU of 8.0 GB.")
+    assert "Searching" not in output
+    assert "nnUNetv2_train 901 3d_fullres 0 -tr nnUNetTrainerMine -p nnUNetDINOMed3DPlans" in output
+    assert "Not planned, being 2D: 2d." in output
+    assert re.search(r"3d_fullres leaves \d\.\d of 8\.0 GB free: a patch is at most a case", output)
+    assert read(tmp_path / "preprocessed" / DATASET, PLANS_NAME)["dinomed3d"]["trainer"] == "nnUNetTrainerMine"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import no_such_module", "'nnUNetTrainerMine' cannot be imported: ModuleNotFoundError: .*no_such_module"),
+        ("def f(:", "cannot be imported: SyntaxError"),
+        ("class nnUNetTrainerMine: pass", "is no trainer of nnU-Net"),
+    ],
+)
+def test_a_users_own_trainer_that_is_none(text: str, message: str, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        find_trainer("nnUNetTrainerMine")
+
+
+def test_plans_that_were_there(planned: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are replaced, as nnU-Net's planner does, but for configurations of a user; at once, or not at all."""
+    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", by_voxels)
+    command = ["plan", "-d", "901", "-gpu_memory_target", "8", "-tr", "nnUNetTrainerDINOMed3D_nano"]
+    file = planned / f"{PLANS_NAME}.json"
+    assert main(command) == 0
+    assert f"Written: {file}" in capsys.readouterr().out
+    plans = read(planned, PLANS_NAME)
+    plans["configurations"]["mine"] = {"inherits_from": "3d_fullres", "batch_size": 3}
+    plans["configurations"]["3d_fullres"]["batch_size"] = 99
+    file.write_text(json.dumps(plans))
+
+    def full(*rest: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        assert main(command) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert read(planned, PLANS_NAME) == plans
+    assert not list(planned.glob(".*"))
+    assert main(command) == 0
+    assert f"Replaced: {file}" in capsys.readouterr().out
+    assert read(planned, PLANS_NAME)["configurations"]["mine"]["batch_size"] == 3
+    assert read(planned, PLANS_NAME)["configurations"]["3d_fullres"]["batch_size"] == 2
+
+
+@pytest.mark.parametrize("what", ["folder", "broken", "read-only"])
+def test_plans_that_cannot_be_written(what: str, planned: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before minutes of counting."""
+
+    def count(*rest: object) -> None:
+        raise AssertionError("counted")
+
+    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", count)
+    file = planned / f"{PLANS_NAME}.json"
+    if what == "folder":
+        file.mkdir()
+    elif what == "broken":
+        file.write_text("{")
+    else:
+
+        def read_only(*rest: object, **more: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    try:
+        assert main(["plan", "-d", "901", "-gpu_memory_target", "8", "-tr", "nnUNetTrainerDINOMed3D_nano"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(file) in line
+    finally:
+        if what == "folder":
+            file.rmdir()
+
+
+def test_a_patch_that_does_not_fit_is_warned_of(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", by_voxels)
     plans = read(preprocessed, "nnUNetPlans")
     plans["configurations"]["3d_fullres"].update(
         patch_size=[64, 256, 256], batch_size=2, median_image_size_in_voxels=[90, 512, 512]
