@@ -276,7 +276,8 @@ def test_released_loads_enough_for_what_it_turns_and_shifts(released_trainer: nn
     final = np.array(released_trainer.configuration_manager.patch_size[1:])
     cos, sin = np.cos(np.pi / 12), np.sin(np.pi / 12)
     needed = np.array([cos * final[0] + sin * final[1], sin * final[0] + cos * final[1]]) / 0.8 + 0.1 * final
-    assert (np.array(loaded[1:]) >= np.floor(needed)).all()
+    assert (np.array(loaded[1:]) >= needed).all()
+    assert (np.array(loaded[1:]) <= needed + 1).all(), "no more is read than is needed"
 
 
 @pytest.mark.parametrize("stage", [1, 2])

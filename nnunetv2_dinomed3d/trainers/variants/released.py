@@ -19,7 +19,6 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResol
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
-from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets_trainer
 from torch import distributed as dist
 
@@ -131,10 +130,12 @@ class nnUNetTrainerDINOMed3D_released(nnUNetTrainerDINOMed3D):
         return ROTATION, True, [depth, *self._loaded(in_plane)], (HORIZONTAL,)
 
     def _loaded(self, in_plane: Sequence[int]) -> list[int]:
-        """Sides ``(h, w)`` of what is loaded for a patch of these."""
-        room = get_patch_size(in_plane, ROTATION, (0, 0), (0, 0), SCALING)
+        """Sides ``(h, w)`` that are loaded for a patch of these: its corners too, turned, made larger and shifted."""
+        height, width = in_plane
+        cos, sin = math.cos(ROTATION[1]), math.sin(ROTATION[1])
+        turned = (cos * height + sin * width) / SCALING[0], (sin * height + cos * width) / SCALING[0]
         shift = TRANSLATION if self.stage == 2 else 0
-        return [int(side) + 2 * math.ceil(shift * final) for side, final in zip(room, in_plane, strict=True)]
+        return [math.ceil(side + 2 * shift * final) for side, final in zip(turned, in_plane, strict=True)]
 
     def get_training_transforms(self, patch_size: Sequence[int], *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]
         """Of nnU-Net's transforms flip, rotation and scaling, and those that prepare the labels."""
