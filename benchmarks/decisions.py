@@ -98,20 +98,19 @@ class Choice:
     stages: tuple[int, ...] = (1, 2)
 
 
-def _as_released(self: Any) -> tuple:
-    """Stage 1's rotation within 15 degrees and flips along the last axis alone."""
-    with mock.patch.object(trainer, "IN_PLANE_ROTATION", (-np.pi / 12, np.pi / 12)):
-        *others, axes = super(type(self), self).configure_rotation_dummyDA_mirroring_and_inital_patch_size(self)
-    return *others, axes if self.stage == 2 else (2,)
+def _as_nnunet(self: Any) -> tuple:
+    """Stage 1's rotation by any angle and flips along all axes."""
+    with mock.patch.multiple(trainer, IN_PLANE_ROTATION=(-np.pi, np.pi), FLIPPED_AXES=(0, 1, 2)):
+        return super(type(self), self).configure_rotation_dummyDA_mirroring_and_inital_patch_size()
 
 
 LONGER = {"stage1_epochs": 6}
 CHOICES = {
     **{f"adapter-{form}": Choice(form) for form in FORMS},
     **{f"adapter-{form}-S2": Choice(form, scale=2) for form in FORMS},
-    "stage1": Choice(trainer=LONGER, stages=(1,)),
-    "stage1-15-degrees": Choice(
-        trainer={**LONGER, "configure_rotation_dummyDA_mirroring_and_inital_patch_size": _as_released}, stages=(1,)
+    "stage1-15-degrees": Choice(trainer=LONGER, stages=(1,)),  # the product's
+    "stage1-all-angles": Choice(
+        trainer={**LONGER, "configure_rotation_dummyDA_mirroring_and_inital_patch_size": _as_nnunet}, stages=(1,)
     ),
 }
 
