@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any
 
 PREEMPTED = 75
@@ -86,6 +87,7 @@ def children_end_with_us() -> Iterator[None]:
 
     def start_watched(process: Any) -> None:
         process._target = partial(_run_watched, process._target)
+        resource_tracker.ensure_running()  # its start, otherwise below, unblocks SIGTERM and SIGINT
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # which the child inherits
         try:
             start(process)

@@ -26,12 +26,12 @@ def session(leader: int) -> list[int]:
     return [pid for pid in pids if _state_and_session(pid)[1] == leader and running(pid)]
 
 
-def await_end(pids: Iterable[int], seconds: float = 30) -> None:
+def await_end(pids: Iterable[int], seconds: float = 60) -> None:
     """Fail if one of them still runs after that time."""
     _await(lambda: [pid for pid in pids if running(pid)], seconds)
 
 
-def await_end_of_session(leader: int, seconds: float = 30) -> None:
+def await_end_of_session(leader: int, seconds: float = 60) -> None:
     """Fail if a process of a session still runs after that time."""
     _await(lambda: session(leader), seconds)
 

@@ -245,7 +245,7 @@ def test_the_commands_processes(nnunet_environment: dict[str, str], tmp_path: Pa
                 assert len(session(process.pid)) > 1, "no worker"
                 stop(process.pid)
                 break
-        printed += process.communicate(timeout=60)[0]
+        printed += process.communicate(timeout=300)[0]
         await_end_of_session(process.pid)
         return process.returncode, printed
 
