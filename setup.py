@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     "safetensors>=0.8",  # weights without unpickling; transformers asks for 0.8
     "huggingface_hub>=1.31",  # weights from the hub when none are named; transformers asks for 1.31
     "SimpleITK>=2.2.1",  # label maps to compare, the demo's NIfTI files
+    "nibabel>=5.3",  # NIfTI's header, which ITK does not always read as nnU-Net does; 5.3 is the oldest tested
     "scipy>=1.11.4",  # distances between surfaces, Wilcoxon's test, the demo's texture
     "matplotlib>=3.8",  # pictures of the report and the demo
     "tqdm>=4.60",  # compare's progress bar; nnU-Net has it too, without a bound
@@ -33,6 +34,7 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.8",  # two files at a time, in the order of their names (3.8): the long ones are not last
         "ruff==0.17.6",  # a newer one may format or complain differently
         "mypy==2.4.1",  # likewise
+        "wandb>=0.22",  # nnU-Net logs to it where asked for; older ones are talked to over TCP, not a Unix socket
         "setuptools>=70.1",  # a test builds the wheel
         "medpy>=0.5",  # independent HD95 to compare with
         "monai>=1.5",  # likewise surface Dice

@@ -1,5 +1,7 @@
 """progress.png: the switch is marked, and stage 1's Dice, of slabs, is not drawn as if it were stage 2's."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -35,8 +38,12 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def logger(schedule: Schedule, epochs: int) -> StagedLogger:
-    log = StagedLogger(False, lambda: schedule)
+def fail(message: str) -> None:
+    pytest.fail(message)
+
+
+def logger(schedule: Schedule, epochs: int, warn: Callable[[str], None] = fail) -> StagedLogger:
+    log = StagedLogger(False, lambda: schedule, warn)
     for key in log.my_fantastic_logging:
         for epoch in range(epochs):
             log.log(key, DICE[epoch] if "dice" in key else float(epoch), epoch)
@@ -109,12 +116,63 @@ def test_a_stage_1_that_ended_early(saved: list[Figure], tmp_path: Path) -> None
     assert marks(saved[0].axes[0]) == [0.5]
 
 
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    save = Figure.savefig
-    logger(TWO_STAGES, 3).plot_progress_png(str(tmp_path))
-    with pytest.raises(OSError, match="nowhere"):
-        logger(TWO_STAGES, 3).plot_progress_png(str(tmp_path / "nowhere"))
-    assert Figure.savefig is save
+@pytest.mark.parametrize("schedule", [TWO_STAGES, TWO_STAGES.without(1)])
+def test_figures_do_not_pile_up(schedule: Schedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure of nnU-Net's takes 65 MB, and Python alone collects it many epochs later."""
+    drawn, save = [], Figure.savefig
+
+    def remember(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        drawn.append(weakref.ref(figure))
+        if len(drawn) == 3:
+            raise OSError("the disk is full")
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    mine = pyplot.figure().number
+    log = logger(schedule, 3, lambda message: None)
+    gc.disable()  # the picture's own doing, not Python's
+    try:
+        for _ in range(4):
+            log.plot_progress_png(str(tmp_path))
+        assert [figure() for figure in drawn] == [None] * 4
+    finally:
+        gc.enable()
+    assert pyplot.get_fignums() == [mine]
+    pyplot.close(mine)
+    assert Figure.savefig is remember
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.png"]
+
+
+def test_a_picture_that_fails_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is warned of once; the last good picture stays."""
+    warnings: list[str] = []
+    log = logger(TWO_STAGES, 3, warnings.append)
+    log.plot_progress_png(str(tmp_path))
+    before = (tmp_path / "progress.png").read_bytes()
+
+    def half(figure: Figure, path: str, **kwargs: Any) -> None:
+        Path(path).write_bytes(before[:100])
+        raise OSError(28, "No space left\non device")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    for _ in range(3):
+        log.plot_progress_png(str(tmp_path))
+    assert warnings == [
+        "progress.png could not be drawn (OSError: [Errno 28] No space left on device). The training goes on without "
+        "it."
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.png"]
+    assert (tmp_path / "progress.png").read_bytes() == before
+
+
+def test_the_learning_rates_are_the_trainings(saved: list[Figure], tmp_path: Path) -> None:
+    log = logger(TWO_STAGES, 5)
+    log.my_fantastic_logging["lrs"] = rates = [1e-5, 2e-6, 1e-4, 5e-5, 1e-7]
+    log.plot_progress_png(str(tmp_path))
+    axis = next(axis for axis in saved[0].axes if axis.get_ylabel() == "learning rate")
+    assert list(axis.get_lines()[0].get_ydata()) == rates
+    low, high = axis.get_ylim()
+    assert low <= min(rates) < max(rates) <= high
 
 
 def test_a_resumed_training_draws_the_same_picture(

@@ -21,6 +21,9 @@ WANDB_ENABLED = "nnUNet_wandb_enabled"
 WANDB_ID = "wandb_id"
 """Name under which a checkpoint's ``init_args`` hold the training's run at W&B."""
 
+LAST_OF_EPOCH = "epoch_end_timestamps"
+"""What nnU-Net logs last in an epoch."""
+
 LEARNING_RATE = "Current learning rate: "
 """How nnU-Net begins the line."""
 
@@ -88,6 +91,7 @@ class WandbRun(WandbLogger):
                 f"{WANDB_ENABLED}=0."
             ) from error
         self.wandb_init_step = self.run.step
+        self._of_epoch: dict[str, Any] = {}
         self.update_config({"JobID": get_cluster_job_id()})
 
     @contextmanager
@@ -105,9 +109,14 @@ class WandbRun(WandbLogger):
                 self.run.config.update(config, allow_val_change=True)
 
     def log(self, key: str, value: Any, step: int) -> None:
-        if self.run is not None:
-            with self._guarded():
-                super().log(key, value, step)
+        """nnU-Net's, when the epoch is over: of one that is broken off, W&B would keep the first values."""
+        self._of_epoch[key] = value
+        if key == LAST_OF_EPOCH:
+            values, self._of_epoch = self._of_epoch, {}
+            for name, known in values.items():
+                if self.run is not None:
+                    with self._guarded():
+                        super().log(name, known, step)
 
     def log_summary(self, key: str, value: Any) -> None:
         if self.run is not None:
