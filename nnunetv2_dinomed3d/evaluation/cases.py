@@ -140,8 +140,8 @@ def _trained_model(
 ) -> Model:
     if not folder.is_dir():
         raise ValueError(
-            f"{folder} does not exist; there are: {listed(_validated(folder.parent)) or 'none that was validated'}. Train "
-            "first, or see -tr, -p and -c"
+            f"{folder} does not exist; there are: {listed(_validated(folder.parent)) or 'none that was validated'}. "
+            "Train first, or see -tr, -p and -c"
         )
     note = ""
     if folds is None:

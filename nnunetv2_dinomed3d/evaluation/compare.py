@@ -16,6 +16,7 @@ from nnunetv2_dinomed3d.evaluation.cases import (
     truth_folder,
 )
 from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, find_description, names_dataset, read_description
+from nnunetv2_dinomed3d.evaluation.output import output_folder
 from nnunetv2_dinomed3d.evaluation.text import place, printable
 from nnunetv2_dinomed3d.evaluation.training_log import read_logs
 
@@ -121,11 +122,6 @@ def _cases(args: argparse.Namespace, dataset: str | None, ending: str) -> Cases:
 
 def run_compare(args: argparse.Namespace) -> int:
     """Measure, write the report, say where it is; 0."""
-    from nnunetv2_dinomed3d.evaluation.measure import Rules, measure  # with SciPy and SimpleITK; --help need not wait
-    from nnunetv2_dinomed3d.evaluation.output import output_folder
-    from nnunetv2_dinomed3d.evaluation.provenance import provenance
-    from nnunetv2_dinomed3d.evaluation.report import Result, write_report
-
     _take_trailing_dataset(args)
     _check(args)
     dataset = dataset_name(args.dataset) if args.dataset else None
@@ -133,11 +129,17 @@ def run_compare(args: argparse.Namespace) -> int:
     description = read_description(dataset_json)
     tolerances = parse_tolerances(args.tolerance, list(description.labels))
     cases = _cases(args, dataset, description.ending)
+    out = args.o or Path(f"compare_{dataset}" if dataset else "compare")
+    # imported here, as SciPy, SimpleITK and Matplotlib take seconds: neither --help nor an error need wait for them
+    from nnunetv2_dinomed3d.evaluation.measure import Rules, measure
+    from nnunetv2_dinomed3d.evaluation.provenance import provenance
+    from nnunetv2_dinomed3d.evaluation.report import write_report
+    from nnunetv2_dinomed3d.evaluation.result import Result
+
     logs = {
         model.name: {fold: read_logs(model.folder / f"fold_{fold}") for fold in sorted(set(model.folds.values()))}
         for model in cases.models
     }
-    out = args.o or Path(f"compare_{dataset}" if dataset else "compare")
     rules = Rules(description, tolerances, args.exclude_empty)
     with output_folder(out):
         measured = measure(cases, rules)

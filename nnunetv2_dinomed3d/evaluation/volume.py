@@ -59,6 +59,19 @@ Stream = IO[bytes] | gzip.GzipFile
 Check = Callable[[Geometry], Any]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an NRRD or MetaImage file has its voxels.
+
+    Attributes:
+        start: their first byte.
+        packed: zlib's ``wbits`` of their compression; None if they are not compressed.
+    """
+
+    start: int
+    packed: int | None
+
+
 def read_volume(path: Path, check: Check = lambda geometry: None) -> tuple[np.ndarray, Geometry]:
     """A volume's voxels (d, h, w), in the file's type, and where it lies.
 
@@ -73,12 +86,12 @@ def read_volume(path: Path, check: Check = lambda geometry: None) -> tuple[np.nd
             start = file.read(8)
             file.seek(0)
             if start.startswith(b"NRRD0"):
-                return _through_itk(path, file, "NrrdImageIO", _check_nrrd, check)
+                return _through_itk(path, file, "NrrdImageIO", _nrrd_place, check)
             if path.name.lower().endswith((".nii", ".nii.gz")):
                 packed = start.startswith(b"\x1f\x8b")
                 return _read_nifti(path, gzip.GzipFile(fileobj=file) if packed else file, packed, check)
             if path.name.lower().endswith(".mha"):
-                return _through_itk(path, file, "MetaImageIO", _check_meta, check)
+                return _through_itk(path, file, "MetaImageIO", _meta_place, check)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is cut off or damaged: {error}") from error
     except OSError as error:
@@ -115,7 +128,7 @@ def _read_nifti(path: Path, stream: Stream, packed: bool, check: Check) -> tuple
     try:
         kind, offset, (slope, inter) = header.get_data_dtype(), header.get_data_offset(), header.get_slope_inter()
     except (HeaderDataError, KeyError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} has a NIfTI header that is not valid: {printable_reason(error)}") from error
+        raise ValueError(f"{path} has a NIfTI header that is not valid: {_last_line(error)}") from error
     if kind.kind not in "uif":
         raise ValueError(f"{path} holds {kind} (RGB or complex), not one number a voxel: it is no label map")
     geometry = _nifti_geometry(path, header)
@@ -136,7 +149,7 @@ def _read_nifti(path: Path, stream: Stream, packed: bool, check: Check) -> tuple
     return array, geometry
 
 
-def printable_reason(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """An error's last line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
@@ -213,9 +226,10 @@ def _finish(path: Path, stream: Stream) -> None:
 
 
 def _through_itk(
-    path: Path, file: IO[bytes], reader_name: str, check_content: Callable[..., None], check: Check
+    path: Path, file: IO[bytes], reader_name: str, places: Callable[[Path, bytes], Place], check: Check
 ) -> tuple[np.ndarray, Geometry]:
-    """Through SimpleITK, after `check_content` has found the file whole."""
+    """Through SimpleITK, once the file is known to be whole: ITK does not look."""
+    place = places(path, file.read(HEADER))
     reader = sitk.ImageFileReader()
     reader.SetImageIO(reader_name)
     reader.SetFileName(str(path))
@@ -230,38 +244,47 @@ def _through_itk(
         geometry = Geometry(
             tuple(reader.GetSize()), tuple(reader.GetSpacing()), tuple(reader.GetOrigin()), tuple(reader.GetDirection())
         )
-        size = path.stat().st_size
-        _check_volume(path, geometry.size, kind.itemsize, geometry.spacing, size * DEFLATE)
-        check_content(path, file, math.prod(geometry.size) * kind.itemsize)
+        there = path.stat().st_size - place.start
+        most = there * DEFLATE if place.packed else there
+        _check_volume(path, geometry.size, kind.itemsize, geometry.spacing, most)
         check(geometry)
+        if place.packed:
+            _check_packed(path, file, place, math.prod(geometry.size) * kind.itemsize)
         image = reader.Execute()
     except (RuntimeError, TypeError, UnicodeError) as error:
-        raise ValueError(f"{path} cannot be read, cut off or damaged: {printable_reason(error)}") from error
+        raise ValueError(f"{path} cannot be read, cut off or damaged: {_last_line(error)}") from error
     return sitk.GetArrayFromImage(image), geometry
 
 
-def _check_nrrd(path: Path, file: IO[bytes], needed: int) -> None:
-    """Its voxels are in it; ITK itself counts them, and checks what is compressed."""
-    header = re.split(rb"\r?\n\r?\n", file.read(HEADER), maxsplit=1)
-    if len(header) < 2 or re.search(rb"^data ?file *:", header[0], re.IGNORECASE | re.MULTILINE):
-        raise ValueError(f"{path} keeps its voxels in another file: save it as one file")
+def _nrrd_place(path: Path, start: bytes) -> Place:
+    header = re.match(rb".*?\r?\n\r?\n", start, re.DOTALL)
+    if header is None:
+        raise ValueError(f"{path} cannot be read: it is cut off in its header, or keeps its voxels in another file")
+    if re.search(rb"^(data ?file|line ?skip|byte ?skip) *:", header[0], re.IGNORECASE | re.MULTILINE):
+        raise ValueError(f"{path} keeps its voxels in another file, or not after its header: save it anew")
+    encoding = re.search(rb"^encoding *: *(\S+)", header[0], re.IGNORECASE | re.MULTILINE)
+    name = encoding[1].lower() if encoding else b""
+    if name not in (b"raw", b"gzip", b"gz"):
+        raise ValueError(f"{path} has encoding {name.decode(errors='replace')!r}: save it as raw or gzip")
+    return Place(header.end(), None if name == b"raw" else 31)
 
 
-def _check_meta(path: Path, file: IO[bytes], needed: int) -> None:
-    """Its voxels are in it, all of them, and unpack to what the header says: ITK checks neither."""
-    start = file.read(HEADER)
+def _meta_place(path: Path, start: bytes) -> Place:
     match = re.search(rb"^ElementDataFile *= *(\S+)[^\n]*\n", start, re.MULTILINE)
-    if match is None or match[1].upper() != b"LOCAL":
+    header = start[: match.start()] if match else b""
+    if match is None or not all(re.search(rb"^%s *=" % key, header, re.MULTILINE) for key in (b"NDims", b"DimSize")):
+        raise ValueError(f"{path} cannot be read: it is cut off in its header, or no MetaImage file")
+    if match[1].upper() != b"LOCAL":
         raise ValueError(f"{path} keeps its voxels in another file: save it as one file")
-    header = start[: match.start()]
-    file.seek(match.end())
-    if not re.search(rb"^CompressedData *= *True", header, re.IGNORECASE | re.MULTILINE):
-        there = path.stat().st_size - match.end()
-        if there < needed:
-            raise ValueError(f"{path} is cut off: {needed} bytes of voxels by its header, {there} are there")
-        return
-    unpack, there = zlib.decompressobj(), 0
-    while there <= needed and (packed := unpack.unconsumed_tail or file.read(HEADER)):
+    packed = re.search(rb"^CompressedData *= *True", header, re.IGNORECASE | re.MULTILINE)
+    return Place(match.end(), 15 if packed else None)
+
+
+def _check_packed(path: Path, file: IO[bytes], place: Place, needed: int) -> None:
+    """What is packed is whole, by its own checksum, and as much as the header says."""
+    unpack, there = zlib.decompressobj(place.packed or 0), 0
+    file.seek(place.start)
+    while there <= needed and not unpack.eof and (packed := unpack.unconsumed_tail or file.read(HEADER)):
         there += len(unpack.decompress(packed, CHUNK))
     if there != needed or not unpack.eof:
         raise ValueError(f"{path} is cut off or damaged: {needed} bytes of voxels by its header, {there} are there")

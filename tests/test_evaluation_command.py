@@ -1,0 +1,374 @@
+"""``dinomed3d compare`` as it is typed: what it prints, its exit code, hostile names, lost pictures, signals."""
+
+import csv
+import html
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnunetv2_dinomed3d.cli import main
+from nnunetv2_dinomed3d.evaluation import pictures
+from nnunetv2_dinomed3d.evaluation.document import Bullets, Grid, Heading, Paragraph, to_html, to_markdown
+from nnunetv2_dinomed3d.evaluation.text import cell, drawn, markdown_line, place, printable, without_places
+from tests.processes import await_end_of_session, session
+from tests.test_evaluation_cases import NAME, fold_folder, truth_of, write_map, write_results
+
+COMMAND = str(Path(sysconfig.get_path("scripts"), "dinomed3d"))
+FORMULA = '=HYPERLINK("x")'
+CASE = "-a$b$_<b>|c"
+MODEL = "@_<script>alert(1)</script>$\\x$ [l](http://e)\x1b[31m\n2026-01-01"
+
+
+def compare(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, "compare", *map(str, words)], capture_output=True, text=True, errors="replace", timeout=300
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders of truth and predictions, one case, below a user's home."""
+    root = tmp_path / "home" / "alice" / "work"
+    root.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(root.parent))
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(root)
+    for kind, shift in (("gt", 0), ("pr", 1)):
+        write_map(root / kind / "c.nii.gz", np.roll(truth_of(0), shift, 2))
+    describe({"background": 0, "organ": 1, "lesion": 2})
+    return root
+
+
+def describe(labels: dict[str, object], **more: object) -> None:
+    Path("gt/dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz", **more}))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line that an error is."""
+    capsys.readouterr()
+    assert main(["compare", *map(str, words)]) == 1
+    printed, error = capsys.readouterr()
+    assert printed == ""
+    (line,) = error.splitlines()
+    assert line.startswith("dinomed3d: ")
+    assert line.isprintable()
+    return line
+
+
+def test_hostile_names_are_shown_and_do_nothing(root: Path) -> None:
+    """HTML, formulas, Markdown, TeX and control characters in names of cases, labels, models."""
+    Path("x").mkdir()
+    for kind in ("gt", "pr"):
+        Path(kind, "c.nii.gz").rename(Path(kind, f"{CASE}.nii.gz"))
+    labels = {"background": 0, FORMULA: 1, "_l$\\frac$\u202e\n| x |": 2}
+    describe(labels)
+    done = compare("--pred", f"{MODEL}=pr", f"$=pr={root / 'pr'}"[2:], "--gt", root / "gt", "-o", "x/out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout == "x/out/report.html: 1 cases, 2 models\n"
+
+    page, text = (Path("x/out", name).read_text() for name in ("report.html", "report.md"))
+    assert not re.search(r"<(script|b)>", page)
+    assert html.escape(printable(MODEL)) in page
+    assert not re.search(r"(?<!\\)<(script|b)>", text)
+    assert "[l\\](http\\://e)" in text
+    for content in (page, text):
+        assert all(c.isprintable() for line in content.splitlines() for c in line)
+        assert "could not be drawn" not in content
+    tables = [line for line in text.splitlines() if line.startswith("| ")]
+    columns = [len(re.findall(r"(?<!\\)\|", line)) for line in tables if FORMULA in line]
+    assert set(columns) == {13, 7}, "no name adds a cell"
+
+    with Path("x/out/cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["case"] for row in rows} == {f"'{CASE}"}
+    assert {row["label"] for row in rows} == {f"'{FORMULA}", "_l$\\frac$\\u202e\\n| x |"}
+    assert all(value[:1] not in "=+@\t\r" or not value for row in rows for value in row.values())
+    assert all(float(row["volume_difference_ml"]) <= 0 for row in rows), "numbers stay numbers"
+    summary = json.loads(Path("x/out/summary.json").read_text())
+    assert set(summary["provenance"]["models"]) == {MODEL, "pr"}, "JSON holds names as they are"
+
+    for name in ("report.html", "report.md", "summary.json", "cases.csv"):
+        assert "alice" not in Path("x/out", name).read_text(), "no user's name"
+        assert str(root) not in Path("x/out", name).read_text()
+
+
+def test_a_picture_that_fails_is_noted_and_loses_nothing_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no\nfont")
+
+    Path("compare/figures").mkdir(parents=True)
+    Path("compare/figures/dice.png").write_bytes(b"of an earlier comparison")
+    monkeypatch.setattr(pictures, "draw_boxes", fail)
+    monkeypatch.setattr(pictures, "draw_case", fail)
+    assert main(["compare", "--pred", "m=pr", "--gt", "gt"]) == 0
+    printed, error = capsys.readouterr()
+    assert printed == "compare/report.html: 1 cases, 1 models\n"
+    assert error.splitlines()[0] == "warning: figures/dice.png could not be drawn: no\\nfont"
+    assert sorted(path.name for path in Path("compare/figures").iterdir()) == ["volume.png"]
+    page = Path("compare/report.html").read_text()
+    assert page.count("This picture could not be drawn (RuntimeError)") == 3
+    assert page.count("<img") == 1
+
+
+@pytest.mark.parametrize("kind", ["other shape", "cut off", "no image", "fifo", "folder"])
+def test_an_image_that_cannot_be_read_loses_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    write_results(tmp_path, monkeypatch, {"A": 1})
+    path = tmp_path / "nnUNet_raw" / NAME / "imagesTr" / "case_0_0000.nii.gz"
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "other shape":
+        write_map(path, np.zeros((2, 3, 4), np.float32))
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(content[: len(content) // 2] if kind == "cut off" else b"text")
+    assert main(["compare", "777", "-tr", "A", "-f", "0", "-o", "out"]) == 0
+    error = capsys.readouterr().err
+    if kind in ("fifo", "folder"):  # as if it were not there
+        assert error == ""
+    else:
+        (line,) = error.splitlines()
+        assert line.startswith("warning: case_0 is shown without its image")
+    assert len(list(Path("out/figures").glob("worst_*.png"))) == 3
+
+
+def test_each_error_is_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--pred", "m=pr", "--gt", "gt")
+    for number, reason in (("nan", "0 mm or more"), ("inf", "0 mm or more"), ("-1", "0 mm"), ("x", "neither MM")):
+        assert reason in refused(capsys, *given, f"--tolerance={number}")
+    assert "no label 'liver'" in refused(capsys, *given, "--tolerance", "liver=2")
+    assert "is not NAME=FOLDER" in refused(capsys, "--pred", "pr", "--gt", "gt")
+    assert "is not NAME=FOLDER" in refused(capsys, "--pred", " =pr", "--gt", "gt")
+    assert "nowhere is no folder" in refused(capsys, "--pred", "m=nowhere", "--gt", "gt")
+    assert "No dataset.json" in refused(capsys, "--pred", "m=pr", "--gt", "nowhere")
+    for dataset in ("4", "/etc", "*", "..", "Dataset004\n", "²", "9" * 5000, ""):
+        if dataset:
+            assert "nnUNet_raw" in refused(capsys, dataset, *given)
+    assert "nnUNet_def_n_proc is '0'" in with_setting(capsys, "nnUNet_def_n_proc", "0", *given)
+    assert "nnUNet_def_n_proc is '²'" in with_setting(capsys, "nnUNet_def_n_proc", "²", *given)
+    assert not Path("compare").exists(), "what was refused leaves nothing"
+    describe({"background": 0, "mean of labels": 1, "b": 2})
+    assert "the report itself has a row 'mean of labels'" in refused(capsys, *given)
+    describe({"background": 0, "a": 1, "b": 2}, file_ending=".png")
+    assert "do not say their spacing" in refused(capsys, *given)
+
+
+def with_setting(capsys: pytest.CaptureFixture[str], name: str, value: str, *words: object) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name, value)
+        return refused(capsys, *words)
+
+
+def test_what_is_refused_in_a_process_is_one_line_too(root: Path) -> None:
+    """A damaged file is found in another process; nothing but the line is printed, and nothing is left."""
+    path = root / "pr" / "c.nii.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    done = compare("--pred", "m=pr", "--gt", "gt", "-o", "new/out")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dinomed3d: pr/c.nii.gz is cut off or damaged")
+    assert not Path("new").exists()
+    done = compare("--pred")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_output_is_tried_before_anything_is_measured(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunetv2_dinomed3d.evaluation.measure.measure", lambda *_: pytest.fail("measured"))
+    Path("file").touch()
+    Path("out/report.html").mkdir(parents=True)
+    Path("fifo").mkdir()
+    os.mkfifo("fifo/cases.csv")
+    given = ("--pred", "m=pr", "--gt", "gt", "-o")
+    for out in ("file", "file/below", "/proc/nothing", "/dev/full", "out", "fifo", "x" * 300):
+        assert out[:100] in refused(capsys, *given, out)
+    resource = pytest.importorskip("resource")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # as a full disk
+    try:
+        assert "-o full: the report cannot be written there" in refused(capsys, *given, "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not Path("full").exists()
+
+
+def test_the_data_set_may_stand_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_results(tmp_path, monkeypatch, {"A": 1, "B": 2})
+    for words in (["-tr", "A", "B", "777"], ["-tr", "A", "B", "-p", "nnUNetPlans", NAME]):
+        assert main(["compare", *words, "-o", "out"]) == 0
+        assert "6 cases, 2 models" in capsys.readouterr().out
+    assert "before the options, such as: dinomed3d compare 4" in refused(capsys, "-tr", "A", "B", "-f", "0", "777")
+
+
+def test_one_model_has_no_empty_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_results(tmp_path, monkeypatch, {"A": 1})
+    assert main(["compare", "777", "-tr", "A", "-o", "out"]) == 0
+    text = Path("out/report.md").read_text()
+    assert "6 cases, 1 model: A." in text
+    assert "| label | model | cases | mean | 95% interval | median |\n" in text
+    assert "wins" not in text.split("## Rules")[0]
+    assert f"nnUNet_results/{NAME}/A__nnUNetPlans__3d_fullres" in Path("out/report.html").read_text()
+    assert str(tmp_path) not in "".join(path.read_text() for path in Path("out").glob("*.*"))
+
+
+def test_fold_all_beside_others_is_left_out_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_results(tmp_path, monkeypatch, {"A": 1})
+    fold = fold_folder(tmp_path, "A", 0)
+    (fold.with_name("fold_all") / "validation").mkdir(parents=True)
+    (fold.with_name("fold_all") / "validation" / "summary.json").write_text("{}")
+    fold.with_name("fold_3").mkdir()  # a start that failed
+    assert main(["compare", "777", "-tr", "A", "-o", "out"]) == 0
+    assert "warning: A: fold all was trained on every case" in capsys.readouterr().err
+    assert "A: fold all was trained on every case" in Path("out/report.md").read_text()
+    (tmp_path / "nnUNet_results" / NAME / "B__nnUNetPlans__3d_fullres" / "fold_0").mkdir(parents=True)
+    assert "there are: A__nnUNetPlans__3d_fullres. Train" in refused(capsys, "777", "-tr", "C")
+    for folds, reason in ((["0", "00"], "fold 0 more than once"), (["x"], "'x' is no fold"), (["-1"], "no fold")):
+        assert reason in refused(capsys, "777", "-tr", "A", *(["-f", *folds] if folds != ["-1"] else ["-f=-1"]))
+
+
+def test_a_signal_to_the_whole_group_ends_it_in_one_line(root: Path) -> None:
+    """As Slurm and a closed terminal send it: children first does not make another error of it."""
+    noise = np.random.default_rng(0).integers(0, 3, (60, 120, 120)).astype(np.uint8)
+    for kind in ("gt", "pr"):
+        write_map(root / kind / "c.nii.gz", np.roll(noise, kind == "pr", 2))
+    with Path("said").open("w") as said:
+        process = subprocess.Popen(
+            [COMMAND, "compare", "--pred", "m=pr", "--gt", "gt"], stdout=said, stderr=said, start_new_session=True
+        )
+        deadline = time.monotonic() + 60
+        while len(session(process.pid)) < 3 and time.monotonic() < deadline:  # it, its worker, its resource tracker
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    await_end_of_session(process.pid, 15)
+    assert Path("said").read_text() == "dinomed3d: ended by SIGTERM\n"
+    assert not Path("compare").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("case_0", "case_0"),
+        ("_x_ *y* `z`", "\\_x\\_ \\*y\\* \\`z\\`"),
+        ("# a", "\\# a"),
+        ("- a", "\\- a"),
+        ("1. a", "1\\. a"),
+        ("> a", "\\> a"),
+        ("<img src=x>", "\\<img src=x>"),
+        ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
+        ("a\nb\x1b", "a\\\\nb\\\\x1b"),
+        ("$x$ ~~y~~", "\\$x\\$ \\~\\~y\\~\\~"),
+        ("www.e.com https://e", "www\\.e.com https\\://e"),
+        ("[0.1, 0.2] < 3", "[0.1, 0.2] < 3"),
+    ],
+)
+def test_markdown_takes_no_text_for_markup(text: str, shown: str) -> None:
+    assert markdown_line(text) == shown
+
+
+def test_every_block_of_a_document_is_escaped() -> None:
+    name = "<i>|\n# x"
+    blocks = [Heading(name), Paragraph(name), Bullets([name]), Grid([name], [[name]])]
+    text, page = to_markdown(blocks, Path()), to_html(blocks, name)
+    assert text.count("\\<i>") == 5
+    assert "\n# x" not in text
+    assert text.count("| \\<i>\\|\\\\n# x |") == 2
+    assert page.count("&lt;i&gt;|\\n# x") == 6
+    assert "<i>" not in page
+
+
+def test_cells_are_no_formulas_and_numbers_stay_numbers() -> None:
+    for text in ("=1+1", "+1", "-1", "@x", "  =1", "\uff1d1"):
+        assert str(cell(text)).startswith("'")
+    assert [cell(value) for value in (-0.5, 3, None, "case_0", "a\tb", "\t=1")] == [
+        *(-0.5, 3, None, "case_0", "a\\tb", "\\t=1")
+    ]
+
+
+def test_names_in_figures_are_no_tex_and_not_too_long() -> None:
+    assert drawn("$\\frac{a$") == "\\$\\frac{a\\$"
+    assert drawn("_hidden") == " _hidden"
+    assert len(drawn("x" * 500)) <= 60
+
+
+def test_places_name_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home" / "alice"
+    (home / "work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("nnUNet_results", str(home / "results"))
+    monkeypatch.chdir(home / "work")
+    assert place(home / "results" / "D" / "x") == "nnUNet_results/D/x"
+    assert place(Path("pr")) == place(home / "work" / "pr") == "pr"
+    assert place(home / "elsewhere" / "pr") == ".../pr"
+    assert place(home) == "~"
+    assert without_places(f"m={home}/pr") == "m=.../pr"
+    assert without_places(f"-o{home}/work/out") == "-oout"
+    assert without_places("m=../../alice/pr") == "m=.../pr"
+    assert without_places("m=pr") == "m=pr"
+    monkeypatch.chdir(tmp_path)
+    assert place(home / "pr") == ".../pr", "also where the current folder lies above the user's"
+
+
+def test_compare_imports_nothing_heavy_for_its_help() -> None:
+    code = (
+        "import sys\nfrom nnunetv2_dinomed3d.cli import parser_for\nparser_for(['compare'])\n"
+        "print(sorted({'torch', 'nnunetv2', 'scipy', 'matplotlib', 'SimpleITK'} & set(sys.modules)))\n"
+        "import nnunetv2_dinomed3d.evaluation.measure, nnunetv2_dinomed3d.evaluation.report\n"
+        "print(sorted({'torch', 'nnunetv2', 'nnunetv2_dinomed3d.trainers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n[]\n"
+
+
+def test_a_label_has_one_colour_and_no_model_has_it() -> None:
+    from nnunetv2_dinomed3d.evaluation.dataset import Description
+    from nnunetv2_dinomed3d.evaluation.figures import colour, label_colours, model_colour, value_colours
+
+    labels = {"whole": (1, 2, 4), "late": (4,), "early": (1,)}
+    description = Description(labels, frozenset({0, 1, 2, 4}), 5, ".nii.gz")
+    assert value_colours(description) == {1: colour(0), 2: colour(1), 4: colour(2), 5: colour(3)}, "as look has them"
+    assert label_colours(description) == {"early": colour(0), "late": colour(2), "whole": colour(4)}
+    assert not {colour(i) for i in range(10)} & {model_colour(i) for i in range(8)}
+
+
+def test_pictures_show_what_was_measured(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No label map is read again: it could be another one by then."""
+    shown = []
+
+    def look(title: str, picture: object, note: str, plane: object, description: object) -> None:
+        shown.append(plane.maps())  # type: ignore[attr-defined]
+        (root / "pr" / "c.nii.gz").unlink(missing_ok=True)
+        raise RuntimeError
+
+    monkeypatch.setattr(pictures, "draw_case", look)
+    assert main(["compare", "--pred", "m=pr", "--gt", "gt"]) == 0
+    ((truth, first), (model, second)) = shown[0]
+    assert (truth, model) == ("truth", "m")
+    np.testing.assert_array_equal(np.unique(first), [0, 1, 2])
+    assert (first != second).any()
