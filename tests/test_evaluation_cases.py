@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunetv2_dinomed3d.evaluation.cases import is_validated
 from nnunetv2_dinomed3d.evaluation.compare import add_arguments, run_compare
+from nnunetv2_dinomed3d.evaluation.training_log import read_logs
 
 NAME = "Dataset777_Made"
 CASES = [f"case_{i}" for i in range(6)]
@@ -191,3 +194,72 @@ def test_a_bad_prediction_ends_the_comparison_and_is_named(results: Path, tmp_pa
     path = fold_folder(tmp_path, "Ours", 0) / "validation" / "case_0.nii.gz"
     path.write_bytes(b"no image")
     assert f"{path} cannot be read" in refusal("777", "-tr", "Stock", "Ours")
+
+
+COMMAND = f"nnUNetv2_train {NAME} 3d_fullres 1 -tr Ours -p nnUNetPlans"
+UNFINISHED = "\n".join(LOG.format(day=1).splitlines()[:-4])
+
+
+def date(path: Path, seconds: float) -> None:
+    """Change a file's date by so many seconds."""
+    written = path.stat().st_mtime + seconds
+    os.utime(path, (written, written))
+
+
+def test_a_validation_older_than_the_checkpoint_is_not_believed(results: Path, tmp_path: Path) -> None:
+    """The fold was trained again, its old predictions lie there."""
+    fold = fold_folder(tmp_path, "Ours", 1)
+    date(fold / "validation" / "summary.json", -1.0)
+    date(fold / "checkpoint_final.pth", 0.5)
+    assert is_validated(fold.parent, "1"), "some file systems keep dates of two seconds"
+    date(fold / "checkpoint_final.pth", 3600)
+    assert not is_validated(fold.parent, "1")
+    text = refusal("777", "-tr", "Stock", "Ours")
+    assert "validation of fold 1 is older than checkpoint_final.pth" in text
+    assert f"{COMMAND} --val" in text
+    assert "validation of fold 1 is older" in refusal("777", "-tr", "Ours", "-f", "1")
+
+
+@pytest.mark.parametrize("name", ["checkpoint_latest.pth", "checkpoint_best.pth"])
+def test_a_validation_beside_a_newer_unfinished_training_is_not_believed(
+    results: Path, tmp_path: Path, name: str
+) -> None:
+    fold = fold_folder(tmp_path, "Ours", 1)
+    (fold / name).write_bytes(b"weights")
+    assert is_validated(fold.parent, "1")
+    date(fold / name, 3600)
+    text = refusal("777", "-tr", "Stock", "Ours")
+    assert f"older than {name}" in text
+    assert f"{COMMAND} --c" in text
+
+
+def test_a_validation_older_than_an_unfinished_log_is_not_believed(results: Path, tmp_path: Path) -> None:
+    """A new training that was stopped before it saved anything; one that came to its end says so."""
+    fold = fold_folder(tmp_path, "Ours", 1)
+    log = fold / "training_log_2026_1_1_10_00_00.txt"
+    log.write_text(UNFINISHED)
+    date(log, 3600)
+    assert f"older than {log.name}" in refusal("777", "-tr", "Stock", "Ours")
+    log.write_text(f"{UNFINISHED}\n2026-01-01 10:00:04.000001: Training done.\n")
+    date(log, 3600)
+    assert is_validated(fold.parent, "1")
+    log.write_text("2026-01-01 10:00:04.000001: Using nnU-Net\n")  # --val has no epochs
+    date(log, 3600)
+    assert is_validated(fold.parent, "1")
+
+
+def test_what_was_moved_aside_is_no_part_of_a_training(results: Path, tmp_path: Path) -> None:
+    aside = fold_folder(tmp_path, "Ours", 1) / "before_2026-01-01"
+    (aside / "validation").mkdir(parents=True)
+    for name in ("checkpoint_latest.pth", "training_log_2027_1_1_10_00_00.txt", "validation/case_9.nii.gz"):
+        (aside / name).write_text(UNFINISHED)
+        date(aside / name, 3600)
+    assert is_validated(aside.parent.parent, "1")
+    assert not read_logs(aside.parent).epochs
+
+
+@pytest.mark.parametrize("splits", [{}, [1], [{"train": []}], [{"train": [1], "val": []}], None, "x"])
+def test_splits_that_are_none_are_refused(results: Path, tmp_path: Path, splits: object) -> None:
+    path = tmp_path / "nnUNet_preprocessed" / NAME / "splits_final.json"
+    path.write_text(json.dumps(splits))
+    assert f"{path} is no list of folds" in refusal("777", "-tr", "Stock", "Ours")

@@ -1,7 +1,9 @@
 """What is read from nnU-Net's text logs."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nnunetv2_dinomed3d.evaluation.training_log import read_logs
@@ -41,6 +43,48 @@ def test_a_resumed_training_counts_each_epoch_once_as_it_was_done_last(tmp_path:
     (tmp_path / "training_log_2026_2_9_10_00_00.txt").write_text(STOCK)
     (tmp_path / "training_log_2026_2_10_10_00_00.txt").write_text(STOCK.replace("30.0 s", "20.0 s"))
     assert [epoch.seconds for epoch in read_logs(tmp_path).finished.values()] == [20.0]
+
+
+def epochs(*numbers: int, seconds: float = 30) -> str:
+    stamp = "2026-02-01 10:00:01.000001:"
+    return "".join(f"{stamp} Epoch {n}\n{stamp} train_loss 0.5\n{stamp} Epoch time: {seconds} s\n" for n in numbers)
+
+
+def test_a_longer_training_of_before_adds_no_epochs(tmp_path: Path) -> None:
+    """A log that begins at epoch 0 is of a training that began anew."""
+    (tmp_path / "training_log_2026_2_1_10_00_00.txt").write_text(LOG.format(day=1) + epochs(3, 4, 5))
+    (tmp_path / "training_log_2026_2_2_10_00_00.txt").write_text(epochs(0, 1, seconds=20))
+    (tmp_path / "training_log_2026_2_3_10_00_00.txt").write_text(epochs(2, seconds=10))
+    log = read_logs(tmp_path)
+    assert {n: epoch.seconds for n, epoch in log.finished.items()} == {0: 20, 1: 20, 2: 10}
+    assert (log.trained, log.parameters, log.switch) == ({}, {}, None)
+
+
+def test_epochs_beyond_a_resumption_were_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "training_log_2026_2_1_10_00_00.txt").write_text(epochs(0, 1, 2, 3, 4))
+    (tmp_path / "training_log_2026_2_2_10_00_00.txt").write_text(epochs(2, seconds=10))
+    assert list(read_logs(tmp_path).finished) == [0, 1, 2]
+
+
+def test_a_line_that_is_not_nnunets_changes_nothing(tmp_path: Path) -> None:
+    """A name with a newline can look like a line of the log; what is no number must not end the report."""
+    stamp = "2026-02-01 10:00:01.000001:"
+    path = tmp_path / "training_log_2026_2_1_10_00_00.txt"
+    forged = [f"{stamp} Epoch 999", f"{stamp} Epoch {'9' * 5000}", f"{stamp} Epoch \u00b2", "Epoch 7"]
+    forged += [f"{stamp} DINO-Med3D stage 7: 5 parameters are trained", f"{stamp} DINO-Med3D stage 1: , parameters are"]
+    forged += [f"{stamp} train_loss {'9' * 400}", f"{stamp} val_loss inf", f"{stamp} Pseudo dice [inf, 1e999]"]
+    path.write_text(epochs(0) + "\n".join(forged) + "\n" + "x" * 300_000 + "\n" + epochs(1))
+    log = read_logs(tmp_path)
+    assert list(log.epochs) == [0, 1]
+    assert all(np.isnan([epoch.val_loss, epoch.pseudo_dice]).all() for epoch in log.epochs.values())
+    assert not np.isinf(log.epochs[0].train_loss)
+    assert set(log.trained) <= {1}
+
+
+def test_what_is_no_log_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "training_log_2026_2_1_10_00_00.txt")
+    (tmp_path / "training_log_2026_2_2_10_00_00.txt").mkdir()
+    assert not read_logs(tmp_path).epochs
 
 
 def test_without_logs_nothing_is_known(tmp_path: Path) -> None:
