@@ -192,9 +192,11 @@ def train(name: str, seed: int, out: Path) -> None:
     trainer.run_training()
     trainer.module.set_stage(max(choice.stages))
     result = {"choice": name, "seed": seed, "last": unseen_dice(trainer)}
-    best = Path(trainer.output_folder) / "checkpoint_best.pth"
-    trainer.module.load_state_dict(torch.load(best, weights_only=False)["network_weights"])
-    result["best"] = unseen_dice(trainer)
+    best = torch.load(Path(trainer.output_folder) / "checkpoint_best.pth", weights_only=False)
+    result["best"] = result["last"]
+    if best["current_epoch"] < trainer.num_epochs:
+        trainer.module.load_state_dict(best["network_weights"])
+        result["best"] = unseen_dice(trainer)
     with (out / "results.jsonl").open("a") as file:
         file.write(json.dumps(result) + "\n")
 
