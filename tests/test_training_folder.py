@@ -135,42 +135,63 @@ def foreign(path: Path, how: str) -> None:
 HOW = ["data set", "fold", "plans", "labels", "trainer", "training"]
 
 
-@pytest.mark.parametrize("how", HOW)
-def test_a_checkpoint_of_another_training_is_not_gone_on_with(make_trainer: MakeTrainer, how: str) -> None:
+def restored(folder: Path, good: Path) -> Path:
+    """The folder as it was when it was copied."""
+    shutil.rmtree(folder)
+    shutil.copytree(good, folder)
+    return folder
+
+
+def spoil(path: Path, how: str) -> None:
+    {"damaged": truncate, "missing": Path.unlink}.get(how, lambda path: foreign(path, how))(path)
+
+
+def test_a_checkpoint_of_another_training_is_not_gone_on_with(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """And is named, with what it is of."""
     folder = stop(make_trainer, before=1)
-    foreign(folder / "checkpoint_latest.pth", how)
-    with pytest.raises(ForeignCheckpointError, match=r"checkpoint_latest\.pth is of") as error:
-        go_on(make_trainer)
-    assert "\n" not in str(error.value)
+    good = shutil.copytree(folder, tmp_path / "good")
     expected = {"data set": "Dataset902_Other", "fold": "fold 3", "trainer": "nnUNetTrainerAnother"}
-    assert expected.get(how, "of") in str(error.value)
+    for how in HOW:
+        spoil(restored(folder, good) / "checkpoint_latest.pth", how)
+        with pytest.raises(ForeignCheckpointError, match=r"checkpoint_latest\.pth is of") as error:
+            go_on(make_trainer)
+        assert "\n" not in str(error.value)
+        assert expected.get(how, "of") in str(error.value)
 
 
-@pytest.mark.parametrize("how", [*HOW, "damaged", "missing"])
-def test_stage_1s_best_that_is_not_this_ones_is_told_as_training_goes_on(make_trainer: MakeTrainer, how: str) -> None:
+def test_stage_1s_best_that_is_not_this_ones_is_told_as_training_goes_on(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
     """Not at the switch, hours later; and the advice works."""
     folder = stop(make_trainer, before=1)
+    good = shutil.copytree(folder, tmp_path / "good")
     best = folder / STAGE1_BEST
-    {"damaged": truncate, "missing": Path.unlink}.get(how, lambda path: foreign(path, how))(best)
-    with pytest.raises((ValueError, FileNotFoundError), match=rf"cp checkpoint_latest.pth {STAGE1_BEST}\) and go on"):
-        go_on(make_trainer).on_train_start()
+    for how in [*HOW, "damaged", "missing"]:
+        restored(folder, good)
+        spoil(best, how)
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match=rf"cp checkpoint_latest.pth {STAGE1_BEST}\) and go on"
+        ):
+            go_on(make_trainer).on_train_start()
     shutil.copy(folder / "checkpoint_latest.pth", best)
     go_on(make_trainer).on_train_start()
 
 
-@pytest.mark.parametrize("how", ["fold", "training", "damaged", "missing"])
-def test_stage_2s_best_that_is_not_this_ones_is_written_anew(make_trainer: MakeTrainer, how: str) -> None:
+def test_stage_2s_best_that_is_not_this_ones_is_written_anew(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     folder = stop(make_trainer, before=3)
+    good = shutil.copytree(folder, tmp_path / "good")
     best = folder / "checkpoint_best.pth"
-    {"damaged": truncate, "missing": Path.unlink}.get(how, lambda path: foreign(path, how))(best)
-    content = best.read_bytes() if best.exists() else b""
-    resumed = go_on(make_trainer)
-    resumed.on_train_start()
-    assert "WARNING" in Path(resumed.log_file).read_text()
-    assert torch.load(best, weights_only=False)["current_epoch"] == 3
-    if how in HOW:
-        (aside,) = folder.glob("previous_*/checkpoint_best.pth")
-        assert aside.read_bytes() == content
+    for how in ("fold", "training", "damaged", "missing"):
+        restored(folder, good)
+        spoil(best, how)
+        content = best.read_bytes() if best.exists() else b""
+        resumed = go_on(make_trainer)
+        resumed.on_train_start()
+        assert "WARNING" in Path(resumed.log_file).read_text()
+        assert torch.load(best, weights_only=False)["current_epoch"] == 3
+        if how in HOW:
+            (aside,) = folder.glob("previous_*/checkpoint_best.pth")
+            assert aside.read_bytes() == content
 
 
 def test_trainings_of_older_versions_go_on(make_trainer: MakeTrainer) -> None:
