@@ -463,7 +463,7 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
             }
             if self.is_ddp:
                 of_rank_0 = [self._training]
-                dist.broadcast_object_list(of_rank_0)
+                dist.broadcast_object_list(of_rank_0, src=0)
                 (self._training,) = of_rank_0
         if self._folder is None:
             return
