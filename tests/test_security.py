@@ -1,11 +1,17 @@
 """What SECURITY.md promises."""
 
+import json
+import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.test_weights_files import Malicious, call, item, number, save_legacy, write_archive
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,6 +23,20 @@ def refuse(self, address, *rest):
 
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = lambda *a, **k: refuse(None, a)
+"""
+
+HOSTILE = """
+import contextlib, io, json, os, resource, sys, time
+from nnunetv2_dinomed3d import convert, fetch
+from nnunetv2_dinomed3d.cli import main
+from nnunetv2_dinomed3d.look import run
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for words in json.loads(sys.argv[1]):
+    told, start = io.StringIO(), time.monotonic()
+    with contextlib.redirect_stderr(told):
+        code = main(words)
+    print(json.dumps([words, code, told.getvalue(), time.monotonic() - start]))
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 PREDICT = """
@@ -69,7 +89,74 @@ def test_unpickling_is_for_nnunets_own_checkpoints_alone() -> None:
     """torch.load with code allowed stands in one place: reading a checkpoint of this training's own folder."""
     source = {path.name: path.read_text() for path in (ROOT / "nnunetv2_dinomed3d").rglob("*.py")}
     unsafe = {name: text.count("weights_only=False") for name, text in source.items() if "weights_only=False" in text}
-    assert unsafe == {"robust.py": 1}
+    assert unsafe == {"checkpoint_files.py": 1}
     assert sum(text.count("torch.load(") for text in source.values()) == sum(
         text.count("weights_only=") for text in source.values()
     )
+
+
+def hostile_files(folder: Path) -> dict[str, str]:
+    """Names of files that hang, eat the machine or run code where they are read as they ask for; and the answers."""
+    os.mkfifo(folder / "pipe")
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "folder").mkdir()
+    torch.save({"a": torch.zeros(1_000_000).expand(2000, 1_000_000)}, folder / "wide.pth")
+    save_legacy({"a": torch.zeros(4).expand(10**10, 4)}, folder / "wide_legacy.pth")
+    write_archive(folder / "bytes.pth", item(call("builtins.bytearray", number(10**11))))
+    write_archive(folder / "tensor.pth", item(call("torch.FloatTensor", number(10**11))))
+    torch.save({"a": Malicious(folder / "made")}, folder / "code.pth")
+    save_legacy({"a": Malicious(folder / "made")}, folder / "code_legacy.pth")
+    with (folder / "large.safetensors").open("wb") as file:
+        file.write((2**62).to_bytes(8, "little") + b"{")
+        file.truncate(40 << 30)  # takes no room
+    return {
+        "pipe": "a pipe",
+        "zero": "a device",
+        "folder": "a folder",
+        "wide.pth": "is damaged",
+        "wide_legacy.pth": "is damaged",
+        "bytes.pth": "holds builtins.bytearray",
+        "tensor.pth": "holds torch.FloatTensor",
+        "code.pth": "holds posix.mkdir",
+        "code_legacy.pth": "holds posix.mkdir",
+        "large.safetensors": "bytes, weights of DINOv3 less than",
+    }
+
+
+def test_hostile_files(tmp_path: Path, run: Callable[..., str]) -> None:
+    """Of each command that reads them: one line, exit code 1, in seconds, in little memory; nothing in them is run."""
+    fold = tmp_path / "Dataset950_Hostile" / "nnUNetTrainerDINOMed3D__nnUNetPlans__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    answers = hostile_files(fold)
+    commands = [
+        words
+        for name in answers
+        for words in (
+            ["weights", "--check", str(fold / name)],
+            ["convert", str(fold / name), "-o", str(tmp_path / "out")],
+            ["look", "case", "-d", "950", "-tr", "nnUNetTrainerDINOMed3D", "-chk", name, "-o", str(tmp_path / "out")],
+        )
+    ]
+    output = run(sys.executable, "-c", HOSTILE, json.dumps(commands), nnUNet_results=str(tmp_path))
+    *results, memory = [json.loads(line) for line in output.splitlines() if line.startswith(("[[", "0", "1", "2", "3"))]
+    assert [words for words, *_ in results] == commands
+    for words, code, told, seconds in results:
+        assert code == 1, words
+        assert told.startswith("dinomed3d: "), (words, told)
+        assert len(told.splitlines()) == 1, (words, told)
+        name = next(name for name in answers if name in (words[-3], Path(words[1]).name, Path(words[2]).name))
+        assert answers[name] in told or (words[0] == "convert" and "is no file" in told), (words, told)
+        assert seconds < 60, words
+    assert memory < 1_000_000, "kB"
+    assert not (fold / "made").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_command_does_not_wait_for_a_pipe(tmp_path: Path, nnunet_environment: dict[str, str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = subprocess.run(
+        ["dinomed3d", "weights", "--check", str(tmp_path / "pipe")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"dinomed3d: {tmp_path / 'pipe'} is a pipe, not a file.")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,7 +1,10 @@
 """Which weights a training starts from, and what the user reads when it cannot."""
 
 import hashlib
+import os
 import re
+import subprocess
+import sys
 
 import huggingface_hub
 import pytest
@@ -14,6 +17,7 @@ from nnunetv2_dinomed3d.weights import (
     load_pretrained_weights,
     weights_setting,
 )
+from nnunetv2_dinomed3d.weights.stage1 import load_stage1
 
 VIT = "vit_base_patch16_dinov3"
 REPOSITORY = "timm/vit_base_patch16_dinov3.lvd1689m"
@@ -102,6 +106,65 @@ def test_no_such_file(tmp_path, monkeypatch):
     path = tmp_path / "wieghts"
     monkeypatch.setenv("DINOMED3D_WEIGHTS", str(path))
     assert_refused(rf"{re.escape(repr(str(path)))}, which does not exist.*\.pth.*random.*unset")
+
+
+def test_pipe(tmp_path, monkeypatch):
+    """Training would wait for ever, on every GPU."""
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "pipe"))
+    assert_refused(rf"DINOMED3D_WEIGHTS: {re.escape(str(tmp_path))}/pipe is a pipe, not a file")
+
+
+def test_damaged_file_names_the_variable(tmp_path, monkeypatch):
+    """The setting may be in a script written months ago."""
+    (tmp_path / "weights.pth").write_bytes(b"<!DOCTYPE html>")
+    monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "weights.pth"))
+    with pytest.raises(ValueError, match=r"DINOMED3D_WEIGHTS: .*weights.pth is neither a safetensors nor"):
+        load_pretrained_weights(VIT, shapes())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"network_weights": {"a": torch.tensor([torch.nan])}}, "a holds values that are not finite"),
+        ({"network_weights": {"a": torch.ones(3, dtype=torch.int8)}}, "a holds torch.int8"),
+        ({"network_weights": {"a": torch.ones(3, dtype=torch.complex64)}}, "a holds torch.complex64"),
+        ({"init_args": [1]}, "is not a checkpoint of nnU-Net"),
+        ({"trainer_name": 3}, "is not a checkpoint of nnU-Net"),
+    ],
+)
+def test_stage1_that_is_none(content, reason, tmp_path):
+    """Stage 2 would train for days on a frozen encoder of NaN; the variable that named the file is said."""
+    sound = {"network_weights": {"a": torch.ones(3)}, "init_args": {}, "trainer_name": "nnUNetTrainerDINOMed3D"}
+    torch.save(sound, tmp_path / "checkpoint.pth")
+    assert load_stage1(tmp_path / "checkpoint.pth").dataset is None
+    torch.save(sound | content, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=rf"DINOMED3D_STAGE1: .*{reason}"):
+        load_stage1(tmp_path / "checkpoint.pth")
+
+
+@pytest.mark.parametrize("plans", [None, [], "plans", {"dataset_name": [1]}])
+def test_stage1_with_odd_plans(plans, tmp_path):
+    """They tell of leaked cases, no more: what they lack is not told."""
+    content = {"network_weights": {"a": torch.ones(3)}, "init_args": {"plans": plans, "fold": []}, "trainer_name": "x"}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    assert (load_stage1(tmp_path / "checkpoint.pth").dataset, load_stage1(tmp_path / "checkpoint.pth").fold) == (
+        None,
+    ) * 2
+
+
+def test_hub_without_a_network_is_asked_once(tmp_path):
+    """huggingface_hub's download asks six times, over 65 s, before a job without internet is told what to do."""
+    code = (
+        "import sys, time; from nnunetv2_dinomed3d.weights import fetch_from_hub, WeightsUnavailableError as E\n"
+        "import timm.models; start = time.monotonic()\n"
+        f"try: fetch_from_hub({VIT!r})\n"
+        "except E as error: print(error); sys.exit(time.monotonic() - start > 30)"
+    )
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "set DINOMED3D_WEIGHTS=/path/to/file" in done.stdout
 
 
 def test_folder_without_weights(tmp_path, monkeypatch):

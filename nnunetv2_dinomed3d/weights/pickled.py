@@ -1,6 +1,6 @@
 """Files of ``torch.save`` without PyTorch's loader: nothing in them runs, and none takes much more than its size.
 
-PyTorch's own safe loader (``weights_only=True``) runs no code either, but it makes whatever a file asks for: a view of
+PyTorch's own loader of plain tensors runs no code either, but it makes whatever a file asks for: a view of
 four numbers as wide as the memory, ``torch.Tensor(10**10)``, a bytearray of any length. Here tensors are views of the
 mapped file, and the few other things that checkpoints hold are listed below.
 """
