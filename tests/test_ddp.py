@@ -37,6 +37,7 @@ def assert_equal_on_all_ranks(tensors: dict[str, torch.Tensor], when: str) -> No
 
 class OnTwoRanks(nnUNetTrainerQuick):
     slab_batch_size = SLABS
+    whole_validation = True
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")) -> None:  # noqa: B008
         super().__init__(plans, configuration, fold, dataset_json, device)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_dinomed3d.trainers.sampling import stop_workers
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.whole import Window, evenly, only_rows, starts_along, windows_of_case
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
@@ -83,20 +84,6 @@ def stage(trainer: nnUNetTrainerDINOMed3D, number: int) -> None:
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
 
 
-def expected_counts(trainer: nnUNetTrainerDINOMed3D) -> np.ndarray:
-    """Of all voxels of the validation cases, each case as a volume through stage 1's network."""
-    _, dataset = trainer.get_tr_and_val_datasets()
-    trainer.module.set_stage(1)
-    total = np.zeros(3)
-    for case in dataset.identifiers:
-        data, seg, *_ = dataset.load_case(case)
-        with torch.no_grad():
-            predicted = trainer.module(torch.from_numpy(np.asarray(data[:]))[None])[0].argmax(0).numpy() == 1
-        true = np.asarray(seg[:])[0] == 1
-        total += [(predicted & true).sum(), (predicted & ~true).sum(), (~predicted & true).sum()]
-    return total
-
-
 def test_stage_1_is_validated_on_every_slice_once(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What decides of the best epoch is the Dice of whole cases, equal in each epoch of the same weights."""
     trainer = make_trainer(Whole)
@@ -125,13 +112,33 @@ def test_stage_1_is_validated_on_every_slice_once(make_trainer: MakeTrainer, mon
     assert sorted(shared) == sorted(cases)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_worker_process_gives_the_windows_in_turn(
+    number: int, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many nnU-Net is allowed: several would not each begin where another stopped."""
+    epochs = []
+    for processes in ("0", "3"):
+        monkeypatch.setenv("nnUNet_n_proc_DA", processes)
+        trainer = make_trainer(Whole)
+        stage(trainer, number)
+        try:
+            for _ in range(2):
+                total, cases = counts(trainer)
+                epochs.append((total.tolist(), sorted(cases)))
+        finally:
+            stop_workers(trainer.dataloader_train)
+            stop_workers(trainer.dataloader_val)
+    assert epochs == epochs[:1] * 4
+
+
 def test_stage_2_is_validated_on_whole_cases(make_trainer: MakeTrainer) -> None:
-    """Training is not: its loader is nnU-Net's. Without the attribute nothing changes."""
+    """Without the attribute it is on nnU-Net's random patches."""
     trainer = make_trainer(Whole)
     stage(trainer, 2)
-    first, second = counts(trainer), counts(trainer)
-    assert np.array_equal(first[0], second[0])
-    assert first[1] == second[1]
+    _, cases = counts(trainer)
+    _, dataset = trainer.get_tr_and_val_datasets()
+    assert set(cases) == set(dataset.identifiers)
     plain = make_trainer(nnUNetTrainerSeeded)
     stage(plain, 2)
     assert "real" not in next(plain.dataloader_val)

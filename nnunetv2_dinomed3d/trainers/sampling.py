@@ -5,6 +5,7 @@ from its middle. So a slab's neighbours are real slices, an intensity change is 
 blur, which pads by reflection, has the depth it needs. Arrays here are ``(c, d, h, w)`` per sample.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -121,10 +122,23 @@ def stop_workers(batches: Iterator[dict] | None, patience: float = 10) -> None:
     """
     if isinstance(batches, NonDetMultiThreadedAugmenter):
         workers = list(batches._processes)
+        _pause(batches)
         batches._finish(timeout=patience)
         for worker in workers:
             worker.kill()
             worker.join()
+
+
+def _pause(batches: NonDetMultiThreadedAugmenter, patience: float = 1) -> None:
+    """Let the loader's thread take what its workers have sent: of a worker that has ended it cannot, and says so."""
+    pause = getattr(batches, "pause_event", None)
+    if pause is None or not batches.initialized or not all(worker.is_alive() for worker in batches._processes):
+        return
+    pause.set()
+    end = time.monotonic() + patience
+    while time.monotonic() < end and not batches._queue.empty() and not batches.results_loop_queue.full():
+        time.sleep(0.01)
+    time.sleep(0.1)  # for the one that is being taken
 
 
 def seed_workers(batches: Iterator[dict], seed: int) -> None:
