@@ -72,7 +72,7 @@ def run_until_signal(trainer: Signalled, at: tuple[str, int], number: signal.Sig
 
 
 def resume(make_trainer: MakeTrainer) -> nnUNetTrainerDINOMed3D:
-    resumed = make_trainer(Signalled, continue_training=True)
+    resumed = make_trainer(Signalled)
     folder = Path(resumed.output_folder)
     names = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
     checkpoint = next((folder / name for name in names if (folder / name).exists()), None)  # as nnU-Net looks for them

@@ -249,6 +249,7 @@ class RobustTrainer(nnUNetTrainer):
 
     def _wait_for_batch(self) -> None:
         """Until `_batch_has_come`, a signal stops the training where it comes; under DDP the ranks agree first."""
+        self._begun = True
         self.preemption.allow(not self.is_ddp)
 
     def _batch_has_come(self) -> None:
@@ -256,7 +257,6 @@ class RobustTrainer(nnUNetTrainer):
 
     def between_epochs(self) -> None:
         """A signal that came after the last step stops the training here; an epoch's start calls it before all else."""
-        self._begun = True
         self._batch_has_come()
         self._stop_if_preempted()
 
