@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_dinomed3d.evaluation.crossval import add_arguments, like_for_like, run_crossval
+from nnunetv2_dinomed3d.evaluation.crossval import STOCK_LENGTHS, add_arguments, like_for_like, run_crossval
 from nnunetv2_dinomed3d.trainers.folder_lock import LOCK, Owner
 from tests.test_evaluation_cases import NAME, fold_folder, write_results
 
@@ -424,6 +424,9 @@ def test_baselines_of_equal_length_are_named() -> None:
     assert all(line.startswith("# nnUNetTrainer trains for 1000 epochs, ") for line in lines)
     assert not like_for_like(["nnUNetTrainer_100epochs", *ours])
     assert not like_for_like(["nnUNetTrainer"])
+    from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs as stock
+
+    assert all(hasattr(stock, f"nnUNetTrainer_{epochs}epochs") for epochs in STOCK_LENGTHS)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ NNUNETS_FOLDS = 5
 """That nnU-Net makes where there is no ``splits_final.json``."""
 
 STOCK, STOCK_EPOCHS = "nnUNetTrainer", 1000
+STOCK_LENGTHS = (5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
+"""For which nnU-Net has a trainer, such as ``nnUNetTrainer_100epochs``."""
+
 OURS, OUR_EPOCHS = "nnUNetTrainerDINOMed3D", 100
 
 BUSY_SECONDS = 600.0
@@ -224,7 +227,7 @@ def like_for_like(trainers: list[str]) -> list[str]:
         f"# {STOCK} trains for {STOCK_EPOCHS} epochs, {name} for {epochs}; of equal length, as in the paper, is "
         f"nnUNetTrainer_{epochs}epochs"
         for name, epochs in zip(ours, lengths, strict=True)
-        if epochs != STOCK_EPOCHS
+        if epochs in STOCK_LENGTHS
     ]
 
 

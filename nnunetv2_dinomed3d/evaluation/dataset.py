@@ -24,11 +24,15 @@ def dataset_name(name_or_id: str) -> str:
     """``Dataset004_Hippocampus`` of ``4`` or of its name, looked for in nnU-Net's three folders.
 
     Raises:
-        ValueError: there is none, or more than one with that number.
+        ValueError: there is none, more than one with that number, or its name does not print.
     """
-    folders = [
-        Path(os.environ[v]) for v in ("nnUNet_preprocessed", "nnUNet_raw", "nnUNet_results") if os.environ.get(v)
-    ]
+    folders = []
+    for variable in ("nnUNet_preprocessed", "nnUNet_raw", "nnUNet_results"):
+        if not os.environ.get(variable):
+            continue
+        folders.append(Path(os.environ[variable]))
+        if folders[-1].exists() and not folders[-1].is_dir():
+            raise ValueError(f"{variable} is {folders[-1]}, which is no folder: export {variable}=/path/to/{variable}")
     if not folders:
         raise ValueError("None of nnUNet_raw, nnUNet_preprocessed and nnUNet_results is set: export nnU-Net's folders")
     number = re.fullmatch(r"0*([0-9]{1,9})", name_or_id)
@@ -40,12 +44,14 @@ def dataset_name(name_or_id: str) -> str:
         raise ValueError(f"No data set {name_or_id!r} in {where}: give its number or its whole name")
     if len(names) > 1:
         raise ValueError(f"{name_or_id!r} could be {', '.join(names)} (in {where}): give the whole name")
+    if not re.fullmatch(r"Dataset[0-9]{3,}_.+", names[0]) or not names[0].isprintable():
+        raise ValueError(f"{names[0]!r} is no name of nnU-Net's, such as Dataset004_Hippocampus: rename the folder")
     return names[0]
 
 
 def names_dataset(word: str) -> bool:
     """Whether a word looks like a data set's number or name."""
-    return re.fullmatch(r"[0-9]{1,9}|Dataset[0-9]{3}_.+", word) is not None
+    return re.fullmatch(r"[0-9]{1,9}|Dataset[0-9]{3,}_.+", word) is not None
 
 
 @dataclass(frozen=True)

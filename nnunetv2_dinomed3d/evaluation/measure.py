@@ -17,7 +17,7 @@ from nnunetv2_dinomed3d.evaluation.dataset import Description
 from nnunetv2_dinomed3d.evaluation.label_map import geometry_warning, read_label_map, structures
 from nnunetv2_dinomed3d.evaluation.metrics import Structure, dice, hd95, surface_dice, surface_distances
 from nnunetv2_dinomed3d.evaluation.planes import Plane, PlaneChooser
-from nnunetv2_dinomed3d.processes import STOP_SIGNALS, end_with_parent
+from nnunetv2_dinomed3d.processes import STOP_SIGNALS, children_end_with_us, end_with_parent
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def measure(cases: Cases, rules: Rules) -> dict[str, Measured]:
     processes = min(process_count(), len(jobs))
     context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads hold
     before = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(processes, context, initializer=_start_process) as pool:
+    with children_end_with_us(), ProcessPoolExecutor(processes, context, initializer=_start_process) as pool:
         try:
             futures = {pool.submit(measure_case, job): job.case for job in jobs}
             for future in tqdm(as_completed(futures), total=len(jobs), desc="measured", unit="case", disable=None):
