@@ -126,7 +126,7 @@ def test_readmes_trainer_of_ones_own(
     if not editable:
         zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = LOOKUP.format(names=("nnUNetTrainerLonger", BASE))
-    script = f"cd {tmp_path}; {exports[editable]}; exec {sys.executable} -c {shlex.quote(code)}"
+    script = f"cd {tmp_path}\n{exports[editable]}\nexec {sys.executable} -c {shlex.quote(code)}"
     path = os.pathsep.join([str(tmp_path / "site"), *([str(ROOT)] if editable else [])])
     output = run("bash", "-c", script, PYTHONPATH=path, nnUNet_extTrainer="")
     assert f"nnUNetTrainerLonger is in {file.stem}" in output

@@ -72,8 +72,7 @@ def trainer_class(name: str) -> type[nnUNetTrainerDINOMed3D]:
     Raises:
         UnknownTrainerError: there is none; the message names what may be meant, and what there is.
     """
-    parts = "".join(f"({'|'.join(suffix(trainer) for trainer in trainers)})?" for trainers in THEMES.values())
-    match = re.fullmatch(BASE + parts, name)
+    match = _match(name)
     if not match:
         raise UnknownTrainerError(f"There is no trainer {name!r}. {_meant(name)}{_own(name)} {_names()}")
     suffixes = [group for group in match.groups() if group]
@@ -84,8 +83,16 @@ def trainer_class(name: str) -> type[nnUNetTrainerDINOMed3D]:
     return type(name, tuple(reversed(bases)), {"__module__": __name__, "__doc__": f"Combines {', '.join(suffixes)}."})
 
 
+def _match(name: str) -> re.Match | None:
+    """A name of ours, with a group for each theme."""
+    parts = "".join(f"({'|'.join(suffix(trainer) for trainer in trainers)})?" for trainers in THEMES.values())
+    return re.fullmatch(BASE + parts, name)
+
+
 def _meant(name: str) -> str:
     """A question for a name whose suffixes are nearly ours, or in another order."""
+    if not name.lower().startswith(BASE.lower()):
+        return ""
     known = {suffix(trainer)[1:].lower(): suffix(trainer) for trainers in THEMES.values() for trainer in trainers}
     words = name[len(BASE) :].lower().strip("_").split("_")
     found = []
@@ -100,11 +107,7 @@ def _meant(name: str) -> str:
             return ""
     order = [suffix(trainer) for trainers in THEMES.values() for trainer in trainers]
     meant = BASE + "".join(sorted(set(found), key=order.index))
-    try:
-        trainer_class(meant)
-    except UnknownTrainerError:  # two of one kind
-        return ""
-    return f"Is {meant} meant? "
+    return f"Is {meant} meant? " if _match(meant) else ""  # not where two are of one kind
 
 
 def _own(name: str) -> str:
