@@ -345,10 +345,11 @@ def test_a_label_has_one_colour_and_no_model_has_it() -> None:
     from nnunetv2_dinomed3d.evaluation.dataset import Description
     from nnunetv2_dinomed3d.evaluation.figures import colour, label_colours, model_colour, value_colours
 
-    labels = {"whole": (1, 2, 4), "late": (4,), "early": (1,)}
+    labels = {"whole": (1, 2, 4), "late": (4,), "core": (2, 4), "too": (1, 4)}
     description = Description(labels, frozenset({0, 1, 2, 4}), 5, ".nii.gz")
     assert value_colours(description) == {1: colour(0), 2: colour(1), 4: colour(2), 5: colour(3)}, "as look has them"
-    assert label_colours(description) == {"early": colour(0), "late": colour(2), "whole": colour(4)}
+    found = {"too": colour(0), "core": colour(1), "late": colour(2), "whole": colour(4)}
+    assert label_colours(description) == found, "of a region, that of the value that shows it"
     assert not {colour(i) for i in range(10)} & {model_colour(i) for i in range(8)}
 
 

@@ -30,11 +30,17 @@ def value_colours(description: Description) -> dict[int, str]:
 
 
 def label_colours(description: Description) -> dict[str, str]:
-    """Of every label its value's colour; regions of several values have the colours after those."""
-    values = value_colours(description)
-    several = [name for name, group in description.labels.items() if len(group) > 1]
-    regions = {name: colour(i) for i, name in enumerate(several, len(values))}
-    return {n: values[group[0]] if len(group) == 1 else regions[n] for n, group in description.labels.items()}
+    """Of every label its value's colour; of a region, that of the value which no smaller region holds.
+
+    A region without such a value has a colour after those of the values.
+    """
+    values, labels = value_colours(description), description.labels
+    found: dict[str, str] = {}
+    for value, shade in values.items():
+        if holding := [name for name, group in labels.items() if value in group]:
+            found.setdefault(min(holding, key=lambda name: len(labels[name])), shade)
+    without = [name for name in labels if name not in found]
+    return found | {name: colour(i) for i, name in enumerate(without, len(values))}
 
 
 def _grid(panels: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
