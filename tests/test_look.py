@@ -1,20 +1,26 @@
 """``dinomed3d look``: the picture shows what it says, of every kind of trainer; what cannot be shown is refused."""
 
 import json
+import os
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import blosc2
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from matplotlib.figure import Figure
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from safetensors.torch import save_file
 
 from nnunetv2_dinomed3d.cli import main
-from nnunetv2_dinomed3d.look.case import choose_slices, load_case
+from nnunetv2_dinomed3d.look.case import Case, choose_slices, load_case
 from nnunetv2_dinomed3d.look.features import (
     Windows,
     encoder_features,
@@ -22,7 +28,7 @@ from nnunetv2_dinomed3d.look.features import (
     fusion_gate,
     principal_components,
 )
-from nnunetv2_dinomed3d.look.figure import label_names
+from nnunetv2_dinomed3d.look.figure import Column, draw, label_names
 from nnunetv2_dinomed3d.look.run import load_model, look
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
@@ -33,6 +39,7 @@ from nnunetv2_dinomed3d.trainers.variants.ablations import (
 )
 from nnunetv2_dinomed3d.trainers.variants.names import trainer_class
 from tests.conftest import DATASET
+from tests.test_weights_files import Malicious
 
 NANO = "nnUNetTrainerDINOMed3D_nano"
 
@@ -140,6 +147,175 @@ def test_what_is_refused(
         with pytest.raises(AssertionError, match=message):
             raise AssertionError(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+# ---- what is read is not run ----
+
+
+def test_nothing_that_is_read_is_run(model_folder: Callable[..., Path], preprocessed: Path, tmp_path: Path) -> None:
+    """A colleague's results folder and data set: neither the checkpoint nor the pickle beside a case is unpickled."""
+    fold = model_folder(trainer_class(NANO)) / "fold_0"
+    made = tmp_path / "made_by_the_code"
+    torch.save({"network_weights": Malicious(made), "trainer_name": NANO}, fold / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil.pth holds posix.mkdir.*never run"):
+        load_model(DATASET, NANO, "nnUNetPlans", "3d_fullres", "0", "evil.pth")
+    model = load_model(DATASET, NANO, "nnUNetPlans", "3d_fullres", "0", "checkpoint_final.pth")
+    predictor = model.predictor
+    pickled = preprocessed / predictor.configuration_manager.data_identifier / "case_0.pkl"
+    content = pickled.read_bytes()
+    try:
+        pickled.write_bytes(pickle.dumps(Malicious(made)))
+        case = load_case(
+            "case_0", DATASET, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+        )
+    finally:
+        pickled.write_bytes(content)
+    assert case.truth is not None
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-chk", "../fold_0/checkpoint_final.pth"], "-chk '../fold_0/checkpoint_final.pth' is a name, not a path"),
+        (["-p", ".."], "-p '..' is a name"),
+        (["-f", "../x"], "-f '../x' is no fold"),
+        (["-f", "3"], r"fold_3/checkpoint_final.pth does not exist.*there are the folds 0"),
+    ],
+)
+def test_names_that_are_paths(words: list[str], message: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """What is looked at lies in nnUNet_results; the folds that are there are named."""
+    (tmp_path / DATASET / f"{NANO}__nnUNetPlans__3d_fullres" / "fold_0").mkdir(parents=True)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    assert main(["look", "case_0", "-d", "901", "-tr", NANO, *words, "-o", str(tmp_path / "out")]) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("plans.json", "[]", "plans.json is no plans file of nnU-Net"),
+        ("plans.json", "[" * 100_000, "plans.json is no valid JSON"),
+        ("plans.json", '{"configurations": {"3d_fullres": {"patch_size": [1e9]}}}', "plans.json is no plans file"),
+        ("dataset.json", "{}", "dataset.json: there are no labels"),
+        ("dataset.json", None, "dataset.json is no file"),
+    ],
+)
+def test_odd_model_folder(file: str, content: str | None, message: str, tmp_path: Path, monkeypatch) -> None:
+    """Written by hand, or by a stranger: one line that names the file."""
+    folder = tmp_path / DATASET / f"{NANO}__nnUNetPlans__3d_fullres"
+    (folder / "fold_0").mkdir(parents=True)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    description = {"labels": {"background": 0, "box": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    checkpoint = {"network_weights": {}, "trainer_name": NANO, "init_args": {"configuration": "3d_fullres"}}
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+    if content is None:
+        (folder / file).unlink()
+        os.mkfifo(folder / file)
+    else:
+        (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_model(DATASET, NANO, "nnUNetPlans", "3d_fullres", "0", "checkpoint_final.pth")
+
+
+def write_volume(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+
+
+@pytest.fixture
+def load_raw(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str | None]:
+    """Read a raw image of two channels without a model; the truth's path stands in the segmentation."""
+    seen: list[str | None] = []
+
+    class Preprocessor:
+        def __init__(self, verbose: bool) -> None: ...
+
+        def run_case(self, images: list[str], labels: str | None, *rest: object) -> tuple:
+            seen.append(labels)
+            return np.zeros((2, 4, 9, 9), np.float32), np.zeros((1, 4, 9, 9)), {}
+
+    monkeypatch.setattr("nnunetv2_dinomed3d.look.case.determine_num_input_channels", lambda *rest: 2)
+
+    def load(file: str) -> str | None:
+        load_case(file, DATASET, None, SimpleNamespace(preprocessor_class=Preprocessor), {"file_ending": ".nii.gz"})
+        return seen[-1]
+
+    return load
+
+
+def test_truth_of_a_raw_image(load_raw: Callable[[str], str | None], tmp_path: Path, monkeypatch) -> None:
+    """It lies in labelsTr beside imagesTr; a file of its name elsewhere is an image, a prediction, somebody else's."""
+    image, labels = np.zeros((4, 9, 9), np.float32), np.zeros((4, 9, 9), np.uint8)
+    for folder in ("imagesTr", "plain", "my_images"):
+        for channel in ("0000", "0001"):
+            write_volume(tmp_path / folder / f"case_{channel}.nii.gz", image)
+    for folder in ("labelsTr", "plain", "my_labels", "my_images"):
+        write_volume(tmp_path / folder / "case.nii.gz", labels)
+    assert load_raw(str(tmp_path / "imagesTr" / "case_0000.nii.gz")) == str(tmp_path / "labelsTr" / "case.nii.gz")
+    for folder in ("plain", "my_images"):
+        monkeypatch.chdir(tmp_path / folder)
+        for name in ("case_0000.nii.gz", "./case_0000.nii.gz", str(tmp_path / folder / "case_0000.nii.gz")):
+            assert load_raw(name) is None, name
+    monkeypatch.chdir(tmp_path / "imagesTr")
+    assert load_raw("case_0000.nii.gz") == str(tmp_path / "labelsTr" / "case.nii.gz")
+
+
+def test_raw_images_that_are_none(load_raw: Callable[[str], str | None], tmp_path: Path) -> None:
+    """Damaged ones, channels of two sizes, a pipe, labels that are none: named before anything is preprocessed."""
+    first, second = (tmp_path / "imagesTr" / f"case_{channel}.nii.gz" for channel in ("0000", "0001"))
+    write_volume(first, np.zeros((4, 9, 9), np.float32))
+    write_volume(second, np.zeros((4, 9, 8), np.float32))
+    with pytest.raises(ValueError, match=r"case_0001.nii.gz has .* the channels of a case are of one size"):
+        load_raw(str(first))
+    content = first.read_bytes()
+    second.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"case_0001.nii.gz .*cut off"):
+        load_raw(str(first))
+    second.unlink()
+    os.mkfifo(second)
+    with pytest.raises(ValueError, match=r"case_0001.nii.gz is no file"):
+        load_raw(str(first))
+    second.unlink()
+    second.write_bytes(content)
+    write_volume(tmp_path / "labelsTr" / "case.nii.gz", np.full((4, 9, 9), -1, np.int16))
+    with pytest.raises(ValueError, match=r"labelsTr/case.nii.gz holds -1"):
+        load_raw(str(first))
+
+
+def test_preprocessed_case_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged, missing its labels, or a few bytes that unpack to all of the memory."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    folder = tmp_path / DATASET / "data"
+    folder.mkdir(parents=True)
+    configuration = SimpleNamespace(data_identifier="data")
+
+    def load() -> Case:
+        return load_case("case", DATASET, None, configuration, {"file_ending": ".nii.gz"})
+
+    array, seg = np.ones((1, 4, 9, 9), np.float32), np.ones((1, 4, 9, 9), np.int8)
+    blosc2.asarray(array, urlpath=str(folder / "case.b2nd"), mode="w")
+    with pytest.raises(ValueError, match=r"case.b2nd cannot be read .*_seg.b2nd does not exist"):
+        load()
+    blosc2.asarray(seg, urlpath=str(folder / "case_seg.b2nd"), mode="w")
+    assert torch.equal(load().image, torch.from_numpy(array))
+    whole = (folder / "case.b2nd").read_bytes()
+    (folder / "case.b2nd").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"case.b2nd cannot be read"):
+        load()
+    blosc2.zeros((1, 10_000, 10_000, 10_000), np.float32, urlpath=str(folder / "case.b2nd"), mode="w")
+    with pytest.raises(ValueError, match="shall hold an array of 4,000,000,000,000"):
+        load()
+    (folder / "case.b2nd").unlink()
+    np.savez_compressed(folder / "case.npz", data=array, seg=seg)
+    assert torch.equal(load().image, torch.from_numpy(array))
+    np.savez(folder / "case.npz", data=array, seg=np.array([Malicious(tmp_path / "made")], object))
+    with pytest.raises(ValueError, match=r"case.npz cannot be read"):
+        load()
+    assert not (tmp_path / "made").exists()
 
 
 # ---- which columns ----
@@ -304,6 +480,16 @@ def test_slices_are_chosen_where_labels_are() -> None:
     assert choose_slices([19, 0], labels) == [19, 0]
     with pytest.raises(ValueError, match="--slices 20"):
         choose_slices([20], labels)
+
+
+def test_names_are_not_markup() -> None:
+    """Two dollars are TeX to Matplotlib, which refuses what is no formula, after minutes of prediction."""
+    image = np.zeros((4, 4))
+    columns = [Column("image", [image], "grey"), Column("truth", [image], "labels")]
+    figure = draw("case $x$_: model", "a $b^ file", [0], columns, {1: "_hidden", 2: "$a$ b$"}, 1.0)
+    with BytesIO() as file:
+        figure.savefig(file, format="png")
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_hidden", r"\$a\$ b\$"]
 
 
 def test_names_of_regions() -> None:
