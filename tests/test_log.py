@@ -3,6 +3,7 @@
 import math
 import re
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,19 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from nnunetv2_dinomed3d.evaluation.training_log import read_logs
 from nnunetv2_dinomed3d.trainers.log import wandb_is_wanted
+from nnunetv2_dinomed3d.trainers.progress import StagedLogger
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 STAGE1, STAGE2 = 0.9, 0.2
 AVERAGES = [STAGE1, STAGE1, STAGE2, STAGE2]
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than these trainings."""
+    monkeypatch.setattr(StagedLogger, "plot_progress_png", lambda self, output_folder: None)
 
 
 class OfKnownDice(nnUNetTrainerQuick):
@@ -72,7 +80,7 @@ def test_every_logger_gets_the_average_of_the_stage_once(make_trainer: MakeTrain
 
 
 def test_an_average_after_an_epoch_without_dice(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(nnUNetTrainerQuick)
+    trainer = make_trainer(OfLongStage1)
     listener = Listener()
     trainer.logger.loggers.append(listener)
     for epoch, dice in enumerate((math.nan, 0.5, math.nan)):
@@ -80,6 +88,10 @@ def test_an_average_after_an_epoch_without_dice(make_trainer: MakeTrainer) -> No
     sent = [value for _, value in listener.values["ema_fg_dice"]]
     assert math.isnan(sent[0])
     assert sent[1:] == [0.5, 0.5] == trainer.logger.get_value("ema_fg_dice", step=None)[1:]
+
+
+class OfLongStage1(nnUNetTrainerQuick):
+    stage1_epochs = 3
 
 
 # ---- the text log ----
@@ -112,7 +124,7 @@ def test_what_comes_from_outside_cannot_forge_a_line(make_trainer: MakeTrainer) 
     assert f": {escaped} starts from random weights {{'case'" in text
     assert f"predicting {escaped} \n" in text
     assert "\ntwo\n  lines\n" in text, "nnU-Net's own messages of several lines stay as they are"
-    assert len(text.splitlines()) == start + 2 + 5
+    assert len(text.splitlines()) == start + 2 + 4
 
 
 # ---- W&B ----
@@ -163,8 +175,18 @@ def history(folder: Path, key: str) -> dict[int, float]:
     return steps
 
 
+def exit_codes(folder: Path) -> list[int]:
+    return [record.exit.exit_code for record in records(folder) if record.HasField("exit")]
+
+
 def runs(output_folder: str) -> list[Path]:
-    return sorted(Path(output_folder, "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_ctime_ns)
+    """Of all that began there, oldest first, once W&B's own process has written them down."""
+    folders = sorted(Path(output_folder, "wandb").glob("offline-run-*"))  # the date is in the name
+    end = time.monotonic() + 120
+    while not all(map(exit_codes, folders)):
+        assert time.monotonic() < end, "a run is not finished"
+        time.sleep(0.1)
+    return folders
 
 
 def test_a_training_has_one_run(make_trainer: MakeTrainer, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +206,7 @@ def test_a_training_has_one_run(make_trainer: MakeTrainer, offline: None, monkey
     identifier = stopped.name.split("-")[-1]
     assert list(history(stopped, "ema_fg_dice").values()) == pytest.approx(AVERAGES[:3])
     assert history(stopped, "mean_fg_dice") == history(stopped, "ema_fg_dice")
-    assert [r.exit.exit_code for r in records(stopped) if r.HasField("exit")] == [75]
+    assert exit_codes(stopped) == [75]
     assert any(record.HasField("preempting") for record in records(stopped))
 
     for name, stage in (("checkpoint_latest.pth", "run_training"), ("checkpoint_final.pth", "")):
@@ -200,7 +222,7 @@ def test_a_training_has_one_run(make_trainer: MakeTrainer, offline: None, monkey
     assert set(history(stopped, "lrs")) == {0, 1, 2}, "of the epoch that was broken off nothing, W&B would keep it"
     assert set(history(gone_on, "lrs")) == {3}
     for folder in (gone_on, validated):
-        assert [r.exit.exit_code for r in records(folder) if r.HasField("exit")] == [0]
+        assert exit_codes(folder) == [0]
         summary = {item.key: item.value_json for r in records(folder) for item in r.summary.update}
         assert summary["final_val/foreground_dice"] == "0.625"
 

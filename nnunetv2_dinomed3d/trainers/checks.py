@@ -441,7 +441,7 @@ def once(look: Callable[[], None]) -> None:
     if not (dist.is_available() and dist.is_initialized()):
         look()
         return
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # NCCL's gives up after 10 minutes
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # NCCL's gives up after 10 minutes
     found: list[Exception | None] = [None]
     if dist.get_rank() == 0:
         try:
