@@ -12,6 +12,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -39,6 +40,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders of truth and predictions, one case, below a user's home."""
     root = tmp_path / "home" / "alice" / "work"
     root.mkdir(parents=True)
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # fonts are not looked for again
     monkeypatch.setenv("HOME", str(root.parent))
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):

@@ -130,10 +130,9 @@ def run_compare(args: argparse.Namespace) -> int:
     tolerances = parse_tolerances(args.tolerance, list(description.labels))
     cases = _cases(args, dataset, description.ending)
     out = args.o or Path(f"compare_{dataset}" if dataset else "compare")
-    # imported here, as SciPy, SimpleITK and Matplotlib take seconds: neither --help nor an error need wait for them
+    # imported here, as SciPy and SimpleITK take seconds: neither --help nor an error need wait for them
     from nnunetv2_dinomed3d.evaluation.measure import Rules, measure
     from nnunetv2_dinomed3d.evaluation.provenance import provenance
-    from nnunetv2_dinomed3d.evaluation.report import write_report
     from nnunetv2_dinomed3d.evaluation.result import Result
 
     logs = {
@@ -143,6 +142,8 @@ def run_compare(args: argparse.Namespace) -> int:
     rules = Rules(description, tolerances, args.exclude_empty)
     with output_folder(out):
         measured = measure(cases, rules)
+    from nnunetv2_dinomed3d.evaluation.report import write_report  # Matplotlib may speak of its cache of fonts
+
     origin = provenance(sys.argv, dataset, dataset_json, cases)
     title = f"Comparison on {dataset or place(args.gt)}"
     warnings = write_report(Result(title, dataset, cases, rules, measured, logs, origin), out)
