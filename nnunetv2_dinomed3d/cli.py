@@ -19,6 +19,7 @@ from nnunetv2_dinomed3d.entry import trainer_folder
 from nnunetv2_dinomed3d.evaluation.dataset import dataset_name
 from nnunetv2_dinomed3d.planning.target import DEFAULT_GB, require_memory
 from nnunetv2_dinomed3d.processes import Stopped
+from nnunetv2_dinomed3d.text import printable
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -186,8 +187,7 @@ def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
 
 def one_line(text: str) -> str:
     """Lines become one; what does not print, and could change a terminal, is escaped."""
-    folded = re.sub(r"\s*[\r\n]\s*", " ", text.strip())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in folded)
+    return printable(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
 
 
 def reason(error: BaseException) -> str:
