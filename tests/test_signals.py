@@ -84,7 +84,7 @@ def resume(make_trainer: MakeTrainer) -> nnUNetTrainerDINOMed3D:
 PHASES = {
     "train_step": (0, 1, 2),
     "validation_step": (1, 3),
-    "on_epoch_start": (0, 1, 2),  # 2 is the switch
+    "on_epoch_start": (1, 2),  # 2 is the switch
     "on_train_epoch_start": (0,),
     "get_dataloaders": (2,),
     "on_train_epoch_end": (1,),
@@ -125,7 +125,7 @@ def test_at_the_end_of_the_last_epoch(make_trainer: MakeTrainer, hook: str) -> N
     assert "--c validates" in log_of(stopped)
 
 
-@pytest.mark.parametrize("hook", ["initialize", "on_train_start", "get_dataloaders"])
+@pytest.mark.parametrize("hook", ["initialize", "on_train_start", "get_dataloaders", "on_epoch_start"])
 def test_before_the_first_epoch(make_trainer: MakeTrainer, hook: str) -> None:
     """Nothing is there to be saved; the same command is the thing to do, which 75 says."""
     stopped = make_trainer(Signalled)
