@@ -203,7 +203,9 @@ def test_names_that_are_paths(words: list[str], message: str, tmp_path: Path, mo
         ("dataset.json", None, "dataset.json is no file"),
     ],
 )
-def test_odd_model_folder(file: str, content: str | None, message: str, tmp_path: Path, monkeypatch) -> None:
+def test_odd_model_folder(
+    file: str, content: str | None, message: str, nnunet_environment: dict[str, str], tmp_path: Path, monkeypatch
+) -> None:
     """Written by hand, or by a stranger: one line that names the file."""
     folder = tmp_path / DATASET / f"{NANO}__nnUNetPlans__3d_fullres"
     (folder / "fold_0").mkdir(parents=True)
