@@ -163,7 +163,7 @@ def test_stage_1s_best_that_is_not_this_ones_is_told_as_training_goes_on(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
     """Not at the switch, hours later; and the advice works."""
-    folder = stop(make_trainer, before=1)
+    folder = stop(make_trainer, before=2)
     good = shutil.copytree(folder, tmp_path / "good")
     best = folder / STAGE1_BEST
     for how in [*HOW, "damaged", "missing"]:
@@ -177,8 +177,11 @@ def test_stage_1s_best_that_is_not_this_ones_is_told_as_training_goes_on(
     go_on(make_trainer).on_train_start()
 
 
-def test_stage_2s_best_that_is_not_this_ones_is_written_anew(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    folder = stop(make_trainer, before=3)
+def test_stage_2s_best_that_is_not_this_ones_is_written_anew(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nnUNetTrainerSeeded, "stage2_epochs", 3)
+    folder = stop(make_trainer, before=4)
     good = shutil.copytree(folder, tmp_path / "good")
     best = folder / "checkpoint_best.pth"
     for how in ("fold", "training", "damaged", "missing"):
@@ -188,7 +191,7 @@ def test_stage_2s_best_that_is_not_this_ones_is_written_anew(make_trainer: MakeT
         resumed = go_on(make_trainer)
         resumed.on_train_start()
         assert "WARNING" in Path(resumed.log_file).read_text()
-        assert torch.load(best, weights_only=False)["current_epoch"] == 3
+        assert torch.load(best, weights_only=False)["current_epoch"] == 4
         if how in HOW:
             (aside,) = folder.glob("previous_*/checkpoint_best.pth")
             assert aside.read_bytes() == content
