@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -18,6 +19,7 @@ import torch
 from torch import distributed as dist
 
 from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d.processes import STOP_SIGNALS
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
@@ -57,6 +59,14 @@ def no_network() -> Iterator[None]:
 
             patch.setattr(socket.socket, name, guarded)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_signal_ignored() -> None:
+    """As in a terminal: a shell's background jobs are started with SIGINT ignored, and nohup's with SIGHUP."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
