@@ -84,10 +84,14 @@ def children_end_with_us() -> Iterator[None]:
     """
     base = multiprocessing.process.BaseProcess
     start = base.start
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # multiprocessing's own; SIGHUP or SIGUSR1 would end it, with tracebacks later
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     def start_watched(process: Any) -> None:
         process._target = partial(_run_watched, process._target)
-        resource_tracker.ensure_running()  # its start, otherwise below, unblocks SIGTERM and SIGINT
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # which the child inherits
         try:
             start(process)

@@ -256,9 +256,9 @@ def test_the_commands_processes(nnunet_environment: dict[str, str], tmp_path: Pa
     code, printed = train_until("Epoch 2", lambda leader: os.kill(leader, signal.SIGKILL), "--c")
     assert code == -signal.SIGKILL, printed
     assert "Epoch 1" in printed
-    code, printed = train_until("predicting case", lambda leader: os.killpg(leader, signal.SIGINT), "--c")
+    code, printed = train_until("predicting case", lambda leader: os.killpg(leader, signal.SIGUSR1), "--c")
     assert code == PREEMPTED, printed
-    assert "SIGINT: the validation is broken off" in printed
+    assert "SIGUSR1: the validation is broken off" in printed
     assert "Traceback" not in printed
     code, printed = train_until("no such line", os.getpgid, "--c")
     assert code == 0, printed
