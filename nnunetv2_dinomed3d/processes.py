@@ -86,7 +86,7 @@ def children_end_with_us() -> Iterator[None]:
     start = base.start
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        resource_tracker.ensure_running()  # multiprocessing's own; SIGHUP or SIGUSR1 would end it, with tracebacks later
+        resource_tracker.ensure_running()  # which SIGHUP or SIGUSR1 would end, with tracebacks later
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
