@@ -61,9 +61,14 @@ def _wide(channels: int, factor: int) -> nn.Module:
     return nn.Conv3d(channels, channels, sides, stride=(1, factor, factor), padding=(1, factor // 2, factor // 2))
 
 
-def _pooled(channels: int, factor: int) -> nn.Module:
-    pool = (1, factor // 2, factor // 2)
-    return nn.Sequential(nn.AvgPool3d(pool, ceil_mode=True), _strided(channels, 2))
+def _chain(channels: int, factor: int) -> nn.Module:
+    return nn.Sequential(*(_strided(channels, 2) for _ in range(factor.bit_length() - 1)))
+
+
+def _normalised_chain(channels: int, factor: int) -> nn.Module:
+    first, *rest = _chain(channels, factor)
+    between = [part for conv in rest for part in (adapter.InstanceNorm3d(channels), nn.PReLU(), conv)]
+    return nn.Sequential(first, *between)
 
 
 def _relative(channels: int, level_stride: int, token_stride: int, depth_alignment: Any) -> nn.Module:
@@ -75,8 +80,9 @@ RESAMPLING: Resampling = adapter._resample
 FORMS: dict[str, Resampling] = {
     "strided": _coarser(_strided),  # one convolution of stride 2, 4 or 8: drops tokens
     "relative": _relative,
-    "chain": RESAMPLING,  # the product's: convolutions of stride 2, one after the other
-    "pooled": _coarser(_pooled),
+    "chain": _coarser(_chain),
+    "normalised-chain": _coarser(_normalised_chain),
+    "pooled": RESAMPLING,  # the product's: a mean over tokens, then a convolution of stride 2
     "wide": _coarser(_wide),
 }
 

@@ -102,9 +102,11 @@ class PlainDINOMed3D(DINOMed3D):
         x = F.prelu(_instance_norm(_conv(convolution, feature)), activation.weight)
         stride, token_stride = LEVEL_STRIDES[level], PATCH // self.scale
         if stride > token_stride:
-            for halving in resample if isinstance(resample, nn.Sequential) else [resample]:
-                x = _conv(halving, x, 2)
-            return x
+            if stride == 2 * token_stride:
+                return _conv(resample, x, 2)
+            pool = stride // token_stride // 2
+            kernel = (1, min(pool, x.shape[3]), min(pool, x.shape[4]))
+            return _conv(resample[1], F.avg_pool3d(x, kernel, (1, pool, pool), ceil_mode=True), 2)
         if stride < token_stride:
             factor = token_stride // stride
             depth = 1 if resample.weight.shape[2] == 3 else 0  # 3 slices keep the depth, the released 4 and 2 do not

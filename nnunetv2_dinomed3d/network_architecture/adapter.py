@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d
@@ -10,6 +11,24 @@ DepthAlignment = Literal["exact", "released"]
 
 LEVEL_STRIDES = (4, 8, 16, 32)
 """In-plane strides of the pyramid's levels, in voxels."""
+
+
+class MeanOfTokens(nn.Module):
+    """Mean over squares of tokens in plane; at the far border over what there is.
+
+    Args:
+        side: of a square, in tokens.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, c, d, h, w)`` to ``(b, c, d, ceil(h / side), ceil(w / side))``."""
+        stride = (1, self.side, self.side)
+        kernel = (1, min(self.side, x.shape[3]), min(self.side, x.shape[4]))  # PyTorch takes none larger than the map
+        return F.avg_pool3d(x, kernel, stride, ceil_mode=True)
 
 
 def _resample(channels: int, level_stride: int, token_stride: int, depth_alignment: DepthAlignment) -> nn.Module:
@@ -24,12 +43,14 @@ def _resample(channels: int, level_stride: int, token_stride: int, depth_alignme
             stride=(1, factor, factor),
             padding=(padding_depth, 0, 0),
         )
-    # as often halved as needed: one convolution of stride 4 or 8 would never touch most tokens
-    halvings = (level_stride // token_stride).bit_length() - 1
-    convolutions = [nn.Conv3d(channels, channels, 3, stride=(1, 2, 2), padding=1) for _ in range(halvings)]
-    if not convolutions:
+    if level_stride == token_stride:
         return nn.Identity()
-    return convolutions[0] if halvings == 1 else nn.Sequential(*convolutions)
+    halving = nn.Conv3d(channels, channels, 3, stride=(1, 2, 2), padding=1)
+    if level_stride == 2 * token_stride:
+        return halving
+    # a convolution of stride 4 or 8 would never touch most tokens
+    pool = level_stride // token_stride // 2
+    return nn.Sequential(MeanOfTokens(pool), halving)
 
 
 class Adapter3D(nn.Module):
