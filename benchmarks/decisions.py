@@ -66,9 +66,10 @@ def _chain(channels: int, factor: int) -> nn.Module:
 
 
 def _normalised_chain(channels: int, factor: int) -> nn.Module:
-    first, *rest = _chain(channels, factor)
-    between = [part for conv in rest for part in (adapter.InstanceNorm3d(channels), nn.PReLU(), conv)]
-    return nn.Sequential(first, *between)
+    between = [
+        (adapter.InstanceNorm3d(channels), nn.PReLU(), _strided(channels, 2)) for _ in range(factor.bit_length() - 2)
+    ]
+    return nn.Sequential(_strided(channels, 2), *(part for parts in between for part in parts))
 
 
 def _relative(channels: int, level_stride: int, token_stride: int, depth_alignment: Any) -> nn.Module:

@@ -81,7 +81,7 @@ def test_a_slab_has_slices() -> None:
 
 @pytest.mark.parametrize(
     "patch_size",
-    [  # of nnU-Net's default planner for 8 GB: Pancreas, Colon, ACDC, BraTS, Heart, HepaticVessel, Spleen, AMOS, Prostate
+    [  # of nnU-Net's default planner: Pancreas, Colon, ACDC, BraTS, Heart, HepaticVessel, Spleen, AMOS, Prostate
         *[(40, 224, 224), (56, 192, 160), (20, 256, 224), (128, 128, 128), (80, 192, 160), (64, 192, 192)],
         *[(64, 192, 160), (64, 160, 224), (48, 192, 192), (20, 320, 256)],
     ],

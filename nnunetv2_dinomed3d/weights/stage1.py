@@ -11,7 +11,6 @@ from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE
 from nnunetv2_dinomed3d.weights.check import as_float32
 from nnunetv2_dinomed3d.weights.files import read_checkpoint, sha256
 
-
 _FIX = (
     f"Set {STAGE1_VARIABLE} to a checkpoint of a DINO-Med3D training (checkpoint_best_stage1.pth) or to what "
     "`dinomed3d convert` made of the authors' stage1_best.pth, or unset it to train stage 1."
