@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_dinomed3d.evaluation.crossval import STOCK_LENGTHS, add_arguments, like_for_like, run_crossval
-from nnunetv2_dinomed3d.trainers.folder_lock import LOCK, Owner
+from nnunetv2_dinomed3d.folder_lock import LOCK, Owner
 from tests.test_evaluation_cases import NAME, fold_folder, write_results
 
 FAKE = """#!{python}
@@ -54,7 +54,7 @@ time.sleep(600)
 OWN = """
 import dataclasses, json, sys
 from pathlib import Path
-from nnunetv2_dinomed3d.trainers.folder_lock import Owner
+from nnunetv2_dinomed3d.folder_lock import Owner
 Path(sys.argv[1]).write_text(json.dumps(dataclasses.asdict(Owner.this_process())))
 """
 

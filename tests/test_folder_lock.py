@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_dinomed3d.trainers import folder_lock
-from nnunetv2_dinomed3d.trainers.folder_lock import LOCK, FolderInUseError, Owner, lock_folder
+from nnunetv2_dinomed3d import folder_lock
+from nnunetv2_dinomed3d.folder_lock import LOCK, FolderInUseError, Owner, lock_folder
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_without_hard_links(tmp_path: Path, living: subprocess.Popen, monkeypatc
 
 def test_of_many_that_want_a_dead_ones_lock_one_gets_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from nnunetv2_dinomed3d.trainers import folder_lock\n"
+        "import sys, time; from pathlib import Path; from nnunetv2_dinomed3d import folder_lock\n"
         "input()\n"
         "try:\n folder_lock.lock_folder(Path(sys.argv[1])); print('mine', flush=True)\n"
         "except folder_lock.FolderInUseError: print('not mine', flush=True)\n"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunetv2_dinomed3d.trainers.folder_lock import LOCK, FolderInUseError
+from nnunetv2_dinomed3d.folder_lock import LOCK, FolderInUseError
 from nnunetv2_dinomed3d.trainers.identity import RECORD, ForeignCheckpointError, read_record
 from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.training_folder import TrainingFolder

@@ -17,8 +17,9 @@ from nnunetv2_dinomed3d.evaluation.cases import (
 )
 from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, find_description, names_dataset, read_description
 from nnunetv2_dinomed3d.evaluation.output import output_folder
-from nnunetv2_dinomed3d.evaluation.text import place, printable
+from nnunetv2_dinomed3d.evaluation.text import place
 from nnunetv2_dinomed3d.evaluation.training_log import read_logs
+from nnunetv2_dinomed3d.text import printable
 
 DEFAULT_TOLERANCE_MM = 1.0
 

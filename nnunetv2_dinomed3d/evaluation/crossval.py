@@ -15,9 +15,9 @@ from pathlib import Path
 from nnunetv2_dinomed3d.dataset_json import read_json
 from nnunetv2_dinomed3d.evaluation.cases import is_validated, read_splits
 from nnunetv2_dinomed3d.evaluation.dataset import dataset_name, folder_of, model_name
+from nnunetv2_dinomed3d.folder_lock import LOCK, Owner, read_owner
 from nnunetv2_dinomed3d.processes import PREEMPTED, Commands
 from nnunetv2_dinomed3d.settings import VARIABLES, WEIGHTS_VARIABLE, check_environment
-from nnunetv2_dinomed3d.trainers.folder_lock import LOCK, Owner, read_owner
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
 NNUNETS_FOLDS = 5

@@ -5,7 +5,8 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2_dinomed3d.evaluation.text import markdown, markdown_line, printable
+from nnunetv2_dinomed3d.evaluation.text import markdown, markdown_line
+from nnunetv2_dinomed3d.text import printable
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }

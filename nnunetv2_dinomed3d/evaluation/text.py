@@ -4,12 +4,9 @@ import os
 import re
 from pathlib import Path
 
+from nnunetv2_dinomed3d.text import printable
+
 FOLDERS = ("nnUNet_results", "nnUNet_preprocessed", "nnUNet_raw")
-
-
-def printable(text: object) -> str:
-    """In one line, without what could change a terminal or a line's order: that stands as its escape, such as \\n."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def shortened(text: str, length: int) -> str:

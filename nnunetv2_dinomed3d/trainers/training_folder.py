@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_dinomed3d.folder_lock import LOCK, FolderLock, lock_folder
 from nnunetv2_dinomed3d.trainers.checkpoint_files import remove_partials
-from nnunetv2_dinomed3d.trainers.folder_lock import LOCK, FolderLock, lock_folder
 from nnunetv2_dinomed3d.trainers.identity import RECORD, write_record
 
 LEFT = (
