@@ -87,12 +87,12 @@ def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
     plans = json.loads(Path(preprocessed, "nnUNetPlans.json").read_text()) | {"continue_training": False}
     dataset = json.loads(Path(preprocessed, "dataset.json").read_text())
     torch.manual_seed(rank)
-    stopped = StoppedOnTwoRanks(plans, "3d_fullres", 0, dataset)
+    stopped = StoppedOnTwoRanks(dict(plans), "3d_fullres", 0, dataset)
     with pytest.raises(SystemExit) as caught:
         stopped.run_training()
     assert caught.value.code == PREEMPTED
     assert stopped.current_epoch == 1
-    trainer = OnTwoRanks(plans, "3d_fullres", 0, dataset)
+    trainer = OnTwoRanks(dict(plans), "3d_fullres", 0, dataset)
     trainer.run_training()
     assert trainer.stage == 2
     assert trainer.is_ddp
