@@ -59,7 +59,7 @@ def entry_module() -> dict:
 
 setup(
     name="nnunetv2_dinomed3d",
-    version="0.1.0",
+    version="0.2.0",
     description="DINO-Med3D, a 3D segmentation network on DINOv3, as a trainer of nnU-Net v2",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -1,3 +1,3 @@
 """DINO-Med3D for nnU-Net v2."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

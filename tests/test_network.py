@@ -71,7 +71,7 @@ def test_stage1_predicts_each_slice_as_its_slab() -> None:
         torch.testing.assert_close(network(volume[:, :, d - 1 : d + 2])[:, :, 0], logits[:, :, d], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("patch_size", [(2, 40, 40), (2, 130, 130), (2, 260, 20)])
+@pytest.mark.parametrize("patch_size", [(2, 40, 40), (2, 201, 100), (2, 370, 20)])  # scale 4, 2, 1
 @pytest.mark.parametrize("stage", [1, 2])
 def test_logits_lie_over_their_voxels(patch_size: tuple[int, int, int], stage: int) -> None:
     """Padding to whole tokens must not stretch or shift: a network that sees the padding itself agrees with ours."""

@@ -89,7 +89,7 @@ def new_record(identity: Identity, version: str) -> dict[str, Any]:
 
 
 def unmarked_record(checkpoint: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
-    """Of a training whose first checkpoints say nothing of it (of version 0.3 and older): the same each time."""
+    """Of a training whose first checkpoints say nothing of it (of version 0.1): the same each time."""
     began = list(checkpoint["logging"].get("epoch_start_timestamps", ()))[:1]
     digest = hashlib.sha256(f"{identity} {began}".encode()).hexdigest()
     return {"id": digest[:32], "started": "at an unknown time", "unmarked": True, **asdict(identity)}
