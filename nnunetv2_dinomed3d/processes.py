@@ -74,6 +74,28 @@ def _run_watched(target: Callable[..., Any] | None, *args: Any, **kw: Any) -> No
 
 
 @contextmanager
+def _handlers_wait() -> Iterator[None]:
+    """While open, no handler of `STOP_SIGNALS` runs; afterwards those do whose signal came.
+
+    A child whose parent's start of it is broken off prints a traceback. A blocked signal is not enough: where another
+    thread takes it, Python still runs the handler in the main thread.
+    """
+    came: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # where handlers run, and where alone they can be set
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
+                handlers[number] = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def children_end_with_us() -> Iterator[None]:
     """While open, every process that `multiprocessing` starts here ends with us, and not before we say so.
 
@@ -92,12 +114,13 @@ def children_end_with_us() -> Iterator[None]:
 
     def start_watched(process: Any) -> None:
         process._target = partial(_run_watched, process._target)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # which the child inherits
-        try:
-            start(process)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        process._popen.terminate = process._popen.kill
+        with _handlers_wait():
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # which the child inherits
+            try:
+                start(process)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            process._popen.terminate = process._popen.kill
 
     base.start = start_watched  # type: ignore[assignment, method-assign]
     try:

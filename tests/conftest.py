@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,10 +24,14 @@ from nnunetv2_dinomed3d.processes import STOP_SIGNALS
 from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
-SHARED = Path(__file__).parents[2] / "shared"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
 TEST_TRAINERS = Path(__file__).parent / "trainers"
 DATASET = "Dataset901_Test"
 CASES = 5
+
+# processes import what this one does, whatever is installed
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def write_case(folder: Path, name: str, rng: np.random.Generator) -> None:
@@ -109,6 +114,17 @@ def run(nnunet_environment: dict[str, str]) -> Callable[..., str]:
     return run
 
 
+@pytest.fixture(scope="session")
+def stock_nnunet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with nnU-Net as it comes, without our module (this environment's may have it)."""
+    import nnunetv2
+
+    site = tmp_path_factory.mktemp("site")
+    ignore = shutil.ignore_patterns("dinomed3d_trainers.py", "__pycache__", "tests")
+    shutil.copytree(Path(nnunetv2.__file__).parent, site / "nnunetv2", ignore=ignore)
+    return site
+
+
 def leave_process_group() -> None:
     """The end of a rank's process. Where it returns instead, gloo of older PyTorch can wait for a lock it holds."""
     dist.barrier()
@@ -137,6 +153,15 @@ def preprocessed(nnunet_environment: dict[str, str], run: Callable[..., str]) ->
     (raw / "dataset.json").write_text(json.dumps(description))
     preprocess(run, "901", "3d_fullres", "2d")
     return Path(nnunet_environment["nnUNet_preprocessed"]) / DATASET
+
+
+@pytest.fixture
+def planned(preprocessed: Path) -> Iterator[Path]:
+    """The small data set's folder; plans that a test adds are removed."""
+    before = set(preprocessed.iterdir())
+    yield preprocessed
+    for file in set(preprocessed.iterdir()) - before:
+        file.unlink()
 
 
 @pytest.fixture

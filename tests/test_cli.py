@@ -183,7 +183,8 @@ def test_weights_of_a_file(root: Path) -> None:
     assert "\nsmall: fits\n" in done.stdout
 
 
-def test_plan(preprocessed: Path) -> None:
+@pytest.mark.usefixtures("planned")
+def test_plan() -> None:
     done = dinomed3d("plan", "-d", "901", "-tr", NANO, "-gpu_memory_target", "3")
     assert done.returncode == 0, done.stderr
     assert "nnUNetv2_train 901 3d_fullres 0 -tr nnUNetTrainerDINOMed3D_nano -p " in done.stdout

@@ -17,6 +17,7 @@ from nnunetv2_dinomed3d import doctor
 from nnunetv2_dinomed3d.entry import trainer_folder
 from nnunetv2_dinomed3d.network_architecture import VARIANTS
 from nnunetv2_dinomed3d.weights import hub_name
+from tests.conftest import ROOT
 
 SCRIPTS = sysconfig.get_path("scripts")
 OURS = ("DINOMED3D_", "HF_", "TRANSFORMERS_", "nnUNet_")
@@ -25,12 +26,13 @@ OURS = ("DINOMED3D_", "HF_", "TRANSFORMERS_", "nnUNet_")
 class Place:
     """A place where nothing is amiss, but for what a test makes so."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, nnunet: Path) -> None:
         self.root = root
         self.weights = root / "vit.safetensors"
         self.weights.write_bytes(b"some")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         self.environment |= {"PATH": os.pathsep.join([SCRIPTS, os.environ["PATH"]]), "HF_HOME": str(root / "hub")}
+        self.environment |= {"PYTHONPATH": os.pathsep.join([str(nnunet), str(ROOT)])}
         self.environment |= {"nnUNet_extTrainer": str(trainer_folder()), "DINOMED3D_WEIGHTS": str(self.weights)}
         for name in doctor.FOLDERS:
             (root / name).mkdir()
@@ -53,8 +55,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def place(tmp_path: Path, stock_nnunet: Path) -> Place:
+    return Place(tmp_path, stock_nnunet)
 
 
 def test_no_problem_where_there_is_none(place: Place) -> None:

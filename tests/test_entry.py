@@ -15,8 +15,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_dinomed3d.entry import trainer_folder
 from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES, trainer_class
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 ENTRY = "training/nnUNetTrainer/dinomed3d_trainers.py"
 NAMES = [BASE, *(trainer.__name__ for trainers in THEMES.values() for trainer in trainers), f"{BASE}_S_K1"]
 
@@ -37,17 +37,6 @@ def lookup(run: Callable[..., str], *names: str, **settings: str) -> str:
 
 def assert_all_found(output: str) -> None:
     assert set(re.findall(r"(\w+) is in nnunetv2_dinomed3d\.trainers\.", output)) == set(NAMES)
-
-
-@pytest.fixture(scope="module")
-def stock_nnunet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with nnU-Net as it comes, without our module (this environment's may have it)."""
-    import nnunetv2
-
-    site = tmp_path_factory.mktemp("site")
-    ignore = shutil.ignore_patterns("dinomed3d_trainers.py", "__pycache__", "tests")
-    shutil.copytree(Path(nnunetv2.__file__).parent, site / "nnunetv2", ignore=ignore)
-    return site
 
 
 def test_trainers_are_found_through_the_exported_folder(stock_nnunet: Path, run: Callable[..., str]) -> None:

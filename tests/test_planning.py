@@ -226,15 +226,6 @@ def read(folder: Path, name: str) -> dict:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.fixture
-def planned(preprocessed: Path) -> Iterator[Path]:
-    """The small data set's folder; plans that a test adds are removed."""
-    before = set(preprocessed.iterdir())
-    yield preprocessed
-    for file in set(preprocessed.iterdir()) - before:
-        file.unlink()
-
-
 def test_plans_differ_in_patch_and_batch_alone(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-d", "901", "-gpu_memory_target", "3", "-tr", "nnUNetTrainerDINOMed3D_nano"]) == 0
     stock, ours = read(planned, "nnUNetPlans"), read(planned, PLANS_NAME)

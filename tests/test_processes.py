@@ -1,5 +1,6 @@
 """Children end with their parent, however it ends; commands are told of signals, and nothing is left of them."""
 
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_dinomed3d.processes import STOP_SIGNALS, Commands, Stopped
+from nnunetv2_dinomed3d.processes import STOP_SIGNALS, Commands, Stopped, children_end_with_us
 from tests.processes import await_end, running
 
 POOLS = """
@@ -189,3 +190,36 @@ def test_stopped_between_commands_and_in_threads() -> None:
             thread.join()
     assert outcomes == [signal.SIGTERM] * 4
     assert commands.stopped_by == signal.SIGTERM
+
+
+def test_a_start_is_not_broken_off(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Another thread takes the signal, and the handler would run in the middle: a child with half a message."""
+    started = threading.Event()
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)
+    other.start()
+    spawn = multiprocessing.util.spawnv_passfds
+
+    def spawn_and_signal(*words: object) -> int:
+        child = spawn(*words)
+        signal.pthread_kill(other.ident, signal.SIGHUP)
+        time.sleep(0.1)
+        started.set()
+        return child
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before = signal.signal(signal.SIGHUP, stop)
+    process = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    try:
+        with children_end_with_us(), pytest.raises(Stopped):
+            monkeypatch.setattr(multiprocessing.util, "spawnv_passfds", spawn_and_signal)
+            process.start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        ended.set()
+    process.join(60)
+    assert started.is_set()
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == ""
