@@ -213,9 +213,10 @@ def test_a_start_is_not_broken_off(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     before = signal.signal(signal.SIGHUP, stop)
     process = multiprocessing.get_context("spawn").Process(target=os.getpid)
     try:
-        with children_end_with_us(), pytest.raises(Stopped):
+        with children_end_with_us():
             monkeypatch.setattr(multiprocessing.util, "spawnv_passfds", spawn_and_signal)
-            process.start()
+            with pytest.raises(Stopped):
+                process.start()
     finally:
         signal.signal(signal.SIGHUP, before)
         ended.set()
