@@ -69,6 +69,6 @@ setup(
     package_data={"nnunetv2_dinomed3d": ["nnunet_entry/*.py"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    entry_points={"console_scripts": ["dinomed3d=nnunetv2_dinomed3d.cli:main"]},
+    entry_points={"console_scripts": ["dinomed3d=nnunetv2_dinomed3d.commands.main:main"]},
     **entry_module(),
 )

@@ -14,9 +14,9 @@ import torch
 from benchmarks.measure import flops, training_step
 from benchmarks.networks import CLASSES, Size, shapes_only, to_shapes
 from nnunetv2_dinomed3d.evaluation.document import Block, Grid, Heading, Paragraph, to_markdown
-from nnunetv2_dinomed3d.network_architecture.memory import training_step_memory
-from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.slab import in_plane_scale
+from nnunetv2_dinomed3d.network_architecture.dinomed3d import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture.slab_embedding import in_plane_scale
+from nnunetv2_dinomed3d.planning.step_memory import training_step_memory
 
 GB = 10**9
 CARDS = (24, 40, 80)

@@ -29,8 +29,9 @@ from torch import nn
 
 from benchmarks.measure import flops, saved_bytes, seconds, training_step
 from benchmarks.networks import build
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D, adapter, network
-from nnunetv2_dinomed3d.trainers import trainer
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D, adapter
+from nnunetv2_dinomed3d.network_architecture import dinomed3d as network
+from nnunetv2_dinomed3d.trainers.dinomed3d import trainer
 
 DATASET = "Dataset004_Hippocampus"
 PLANS = "nnUNetPlansSmall"
@@ -150,7 +151,7 @@ def prepare(raw: Path, out: Path) -> None:
 
 def _trainer(choice: Choice, name: str) -> Any:
     """A trainer of that choice; its name is that of the results folder."""
-    from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+    from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 
     if choice.form:
         adapter._resample = FORMS[choice.form]  # type: ignore[assignment]

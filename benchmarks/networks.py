@@ -11,7 +11,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunetv2_dinomed3d.network_architecture.network import VARIANTS, DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.dinomed3d import VARIANTS, DINOMed3D
 
 Size = tuple[int, int, int]
 Network = TypeVar("Network", bound=DINOMed3D)

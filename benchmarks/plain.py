@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
-from nnunetv2_dinomed3d.network_architecture.slab import PATCH, padded_side
+from nnunetv2_dinomed3d.network_architecture.dinomed3d import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.slab_embedding import PATCH, padded_side
 
 POOL_SCALES = (1, 2, 3, 6)
 LEVEL_STRIDES = (4, 8, 16, 32)

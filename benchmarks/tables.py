@@ -21,7 +21,7 @@ from benchmarks.measure import (
 from benchmarks.networks import Size, build, checkpointed, shapes_only, stock, to_shapes
 from benchmarks.plain import PlainDINOMed3D
 from nnunetv2_dinomed3d.evaluation.document import Grid
-from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.dinomed3d import DINOMed3D
 
 SLABS = 8
 """Slabs in a batch of stage 1 here (the recipe has 24): what is counted grows in proportion."""

@@ -19,9 +19,9 @@ import SimpleITK as sitk
 import torch
 from torch import distributed as dist
 
-from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d.commands.trainer_path import trainer_folder
 from nnunetv2_dinomed3d.processes import STOP_SIGNALS
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from benchmarks.networks import build, stock
 from benchmarks.networks import checkpointed as checkpoint_network
 from benchmarks.plain import PlainDINOMed3D
 from benchmarks.tables import NAMES, Count, Depth, Seconds, Setting, case_seconds, count, targets
-from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.dinomed3d import DINOMed3D
 
 PATCH = (4, 64, 64)
 SCALE = 1

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunetv2_dinomed3d.trainers import checkpoint_files
-from nnunetv2_dinomed3d.trainers.checkpoint_files import (
+from nnunetv2_dinomed3d.trainers.harness import checkpoint_files
+from nnunetv2_dinomed3d.trainers.harness.checkpoint_files import (
     read_own_checkpoint,
     remove_partials,
     replace_durably,

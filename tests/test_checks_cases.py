@@ -15,7 +15,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_dinomed3d.trainers.checks import (
+from nnunetv2_dinomed3d.trainers.harness.input_checks import (
     Expected,
     check_cases,
     check_dataset_json,

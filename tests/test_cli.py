@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_dinomed3d import __version__, cli
-from nnunetv2_dinomed3d.cli import COMMANDS, HANDLER, main, parser_for
-from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d import __version__
+from nnunetv2_dinomed3d.commands import main as cli
+from nnunetv2_dinomed3d.commands.main import COMMANDS, HANDLER, main, parser_for
+from nnunetv2_dinomed3d.commands.trainer_path import trainer_folder
 from tests.test_evaluation_cases import NAME, truth_of, write_map, write_results
 
 PROGRAM = str(Path(sysconfig.get_path("scripts"), "dinomed3d"))
@@ -120,7 +121,7 @@ def test_help_and_version() -> None:
 
 def test_help_does_not_wait_for_pytorch() -> None:
     """It takes seconds to import."""
-    code = "import sys; from nnunetv2_dinomed3d.cli import main"
+    code = "import sys; from nnunetv2_dinomed3d.commands.main import main"
     for words in ([], ["--version"], *([command, "-h"] for command in COMMANDS)):
         code += f"\ntry: main({words})\nexcept SystemExit: pass"
     code += "\nassert not {'torch', 'nnunetv2'} & set(sys.modules)"
@@ -174,7 +175,7 @@ def test_crossval(root: Path) -> None:
 
 
 def test_weights_of_a_file(root: Path) -> None:
-    from nnunetv2_dinomed3d.fetch import _expected
+    from nnunetv2_dinomed3d.commands.weights import _expected
 
     file = root / "small.pth"
     torch.save({name: torch.zeros(shape) for name, shape in _expected("small").items()}, file)

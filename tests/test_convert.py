@@ -13,11 +13,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_dinomed3d.cli import main
+from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.network import Variant
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.names import BASE, trainer_class
+from nnunetv2_dinomed3d.network_architecture.dinomed3d import Variant
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.registry import BASE, trainer_class
 from nnunetv2_dinomed3d.weights import load_reference_checkpoint
 from nnunetv2_dinomed3d.weights.stage1 import load_stage1
 from tests.test_weights_reference import VIT, parameters, released_shapes, value
@@ -259,7 +259,7 @@ def test_disk_that_is_full(
     assert main(["convert", str(source), "-o", str(tmp_path / "below" / "out.pth")]) == 1
     assert re.search(r"out.pth could not be written .*PytorchStreamWriter", capsys.readouterr().err)
     assert set(tmp_path.iterdir()) == there
-    monkeypatch.setattr("nnunetv2_dinomed3d.convert.read_reference", lambda path: pytest.fail("read in vain"))
+    monkeypatch.setattr("nnunetv2_dinomed3d.commands.convert.read_reference", lambda path: pytest.fail("read in vain"))
     for out in (source / "out.pth", Path("/proc/nothing/out.pth")):
         assert main(["convert", str(source), "-o", str(out)]) == 1
         assert "out.pth cannot be written: " in capsys.readouterr().err

@@ -13,11 +13,11 @@ import pytest
 import SimpleITK as sitk
 from matplotlib.colors import to_hex
 
-from nnunetv2_dinomed3d.demo import run as demo
+from nnunetv2_dinomed3d.commands import demo
 from nnunetv2_dinomed3d.demo.figure import draw
 from nnunetv2_dinomed3d.demo.phantom import LABELS, SHAPE, make_case, make_dataset
-from nnunetv2_dinomed3d.evaluation.dataset import read_description
 from nnunetv2_dinomed3d.evaluation.figures import label_colours
+from nnunetv2_dinomed3d.nnunet_files import read_description
 
 
 def test_data_set_is_in_nnunets_raw_format(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def scripts(folder: Path, text: str) -> list[str]:
     (folder / "nnUNetv2_plan_and_preprocess").write_text(f"#!/bin/bash\n{text}\n")
     (folder / "nnUNetv2_plan_and_preprocess").chmod(0o755)
     code = "import sys, sysconfig\nscripts = sys.argv.pop(1)\nsysconfig.get_path = lambda name: scripts\n"
-    code += "from nnunetv2_dinomed3d.cli import main\nsys.exit(main())"
+    code += "from nnunetv2_dinomed3d.commands.main import main\nsys.exit(main())"
     return [sys.executable, "-c", code, str(folder), "demo", "--out", "out"]
 
 

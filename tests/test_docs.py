@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_dinomed3d.cli import parser_for
+from nnunetv2_dinomed3d.commands.main import parser_for
 from nnunetv2_dinomed3d.settings import PREFIX, VARIABLES
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES, suffix, trainer_class
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.registry import BASE, THEMES, suffix, trainer_class
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_dinomed3d import doctor
-from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d.commands import doctor
+from nnunetv2_dinomed3d.commands.trainer_path import trainer_folder
 from nnunetv2_dinomed3d.network_architecture import VARIANTS
 from nnunetv2_dinomed3d.weights import hub_name
 from tests.conftest import ROOT

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_dinomed3d.entry import trainer_folder
-from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES, trainer_class
+from nnunetv2_dinomed3d.commands.trainer_path import trainer_folder
+from nnunetv2_dinomed3d.trainers.registry import BASE, THEMES, trainer_class
 from tests.conftest import ROOT
 
 ENTRY = "training/nnUNetTrainer/dinomed3d_trainers.py"
@@ -129,7 +129,7 @@ def test_a_users_own_trainer_may_begin_as_ours(
     own = tmp_path / "own"
     own.mkdir()
     (own / "mine.py").write_text(
-        "from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D\n"
+        "from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D\n"
         "class nnUNetTrainerDINOMed3D_mine(nnUNetTrainerDINOMed3D):\n    slab_depth = 7\n"
     )
     shutil.copytree(stock_nnunet, tmp_path / "site")

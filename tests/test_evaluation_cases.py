@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunetv2_dinomed3d.commands.compare import add_arguments, run_compare
 from nnunetv2_dinomed3d.evaluation.cases import is_validated
-from nnunetv2_dinomed3d.evaluation.compare import add_arguments, run_compare
-from nnunetv2_dinomed3d.evaluation.training_log import read_logs
+from nnunetv2_dinomed3d.training_log import read_logs
 
 NAME = "Dataset777_Made"
 CASES = [f"case_{i}" for i in range(6)]

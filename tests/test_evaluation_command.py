@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from nnunetv2_dinomed3d.cli import main
+from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.evaluation import pictures
 from nnunetv2_dinomed3d.evaluation.document import Bullets, Grid, Heading, Paragraph, to_html, to_markdown
 from nnunetv2_dinomed3d.evaluation.text import cell, drawn, markdown_line, place, printable, without_places
@@ -334,7 +334,7 @@ def test_places_name_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_compare_imports_nothing_heavy_for_its_help() -> None:
     code = (
-        "import sys\nfrom nnunetv2_dinomed3d.cli import parser_for\nparser_for(['compare'])\n"
+        "import sys\nfrom nnunetv2_dinomed3d.commands.main import parser_for\nparser_for(['compare'])\n"
         "print(sorted({'torch', 'nnunetv2', 'scipy', 'matplotlib', 'SimpleITK'} & set(sys.modules)))\n"
         "import nnunetv2_dinomed3d.evaluation.measure, nnunetv2_dinomed3d.evaluation.report\n"
         "print(sorted({'torch', 'nnunetv2', 'nnunetv2_dinomed3d.trainers'} & set(sys.modules)))"
@@ -344,8 +344,8 @@ def test_compare_imports_nothing_heavy_for_its_help() -> None:
 
 
 def test_a_label_has_one_colour_and_no_model_has_it() -> None:
-    from nnunetv2_dinomed3d.evaluation.dataset import Description
     from nnunetv2_dinomed3d.evaluation.figures import colour, label_colours, model_colour, value_colours
+    from nnunetv2_dinomed3d.nnunet_files import Description
 
     labels = {"whole": (1, 2, 4), "late": (4,), "core": (2, 4), "too": (1, 4)}
     description = Description(labels, frozenset({0, 1, 2, 4}), 5, ".nii.gz")

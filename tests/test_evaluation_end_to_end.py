@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_dinomed3d.evaluation.crossval import add_arguments, run_crossval
+from nnunetv2_dinomed3d.commands.crossval import add_arguments, run_crossval
 from tests.conftest import preprocess
 from tests.test_evaluation_cases import compare
 

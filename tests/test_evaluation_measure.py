@@ -9,8 +9,8 @@ import pytest
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunetv2_dinomed3d.evaluation.dataset import read_description
 from nnunetv2_dinomed3d.evaluation.measure import Job, Measurement, Rules, measure_case
+from nnunetv2_dinomed3d.nnunet_files import read_description
 from tests.test_evaluation_cases import write_map
 
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}

@@ -173,7 +173,7 @@ def test_worst_and_most_different_cases_are_chosen() -> None:
 def test_comparing_loads_no_torch() -> None:
     """Comparing must work, and start quickly, where the network's libraries are not wanted."""
     code = (
-        "import sys, nnunetv2_dinomed3d.evaluation.compare, nnunetv2_dinomed3d.evaluation.crossval\n"
+        "import sys, nnunetv2_dinomed3d.commands.compare, nnunetv2_dinomed3d.commands.crossval\n"
         "sys.exit(str({'torch', 'nnunetv2'} & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,11 +14,11 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_dinomed3d.evaluation.cases import Cases, Model
-from nnunetv2_dinomed3d.evaluation.dataset import Description
 from nnunetv2_dinomed3d.evaluation.measure import Rules, measure
 from nnunetv2_dinomed3d.evaluation.output import output_folder
 from nnunetv2_dinomed3d.evaluation.report import write_report
 from nnunetv2_dinomed3d.evaluation.result import Result
+from nnunetv2_dinomed3d.nnunet_files import Description
 
 NAMES = ("a", "b", "c", "d")
 DESCRIPTION = Description({n: (i,) for i, n in enumerate(NAMES, 1)}, frozenset(range(5)), None, ".nii.gz")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunetv2_dinomed3d.evaluation.training_log import read_logs
+from nnunetv2_dinomed3d.training_log import read_logs
 from tests.test_evaluation_cases import LOG
 
 STOCK = """

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from safetensors.torch import save_file
 
-from nnunetv2_dinomed3d.cli import main
+from nnunetv2_dinomed3d.commands.look import load_model, look
+from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.look.case import Case, choose_slices, load_case
 from nnunetv2_dinomed3d.look.features import (
     Windows,
@@ -29,15 +30,14 @@ from nnunetv2_dinomed3d.look.features import (
     principal_components,
 )
 from nnunetv2_dinomed3d.look.figure import Column, draw, label_names
-from nnunetv2_dinomed3d.look.run import load_model, look
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.ablations import (
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.ablations import (
     nnUNetTrainerDINOMed3D_frozen,
     nnUNetTrainerDINOMed3D_noDetail,
     nnUNetTrainerDINOMed3D_noStage1,
 )
-from nnunetv2_dinomed3d.trainers.variants.names import trainer_class
+from nnunetv2_dinomed3d.trainers.registry import trainer_class
 from tests.conftest import DATASET
 from tests.test_weights_files import Malicious
 

@@ -290,7 +290,7 @@ def test_autocast_float16_becomes_bfloat16_and_logits_stay_float32() -> None:
 
 
 def test_vit_is_float32_where_bfloat16_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.network.has_bfloat16", lambda device_type: False)
+    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.dinomed3d.has_bfloat16", lambda device_type: False)
     network = tiny()
     features = []
     network.encoder.register_forward_hook(lambda module, args, output: features.extend(output))

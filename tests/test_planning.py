@@ -20,22 +20,22 @@ import torch
 from packaging.version import Version
 from torch._subclasses import FakeTensorMode
 
-from nnunetv2_dinomed3d.cli import main
+from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.memory import (
+from nnunetv2_dinomed3d.network_architecture.slab_embedding import PATCH, in_plane_scale
+from nnunetv2_dinomed3d.planning.patch_choice import CLIP_DEPTH, candidates, choose
+from nnunetv2_dinomed3d.planning.planner import PLANS_NAME
+from nnunetv2_dinomed3d.planning.step_memory import (
     CUDA_RESERVE,
     Memory,
     _CudaAutocast,
     _Storages,
     training_step_memory,
 )
-from nnunetv2_dinomed3d.network_architecture.patch import CLIP_DEPTH, candidates, choose
-from nnunetv2_dinomed3d.network_architecture.slab import PATCH, in_plane_scale
-from nnunetv2_dinomed3d.planning.planner import PLANS_NAME
-from nnunetv2_dinomed3d.trainers import trainer as trainer_module
-from nnunetv2_dinomed3d.trainers.memory import TrainingMemory, memory_warning
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.names import find_trainer, trainer_class
+from nnunetv2_dinomed3d.planning.training_memory import TrainingMemory, memory_warning
+from nnunetv2_dinomed3d.trainers.dinomed3d import trainer as trainer_module
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.registry import find_trainer, trainer_class
 from tests.conftest import DATASET, preprocess
 from tests.test_features_helpers import brief_trainers
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
@@ -339,7 +339,7 @@ def by_voxels(build: Callable, stage: int, batch_shape: tuple[int, ...]) -> Memo
 
 
 OWN = """
-from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 
 class nnUNetTrainerMine(nnUNetTrainerDINOMed3D_nano):
     slab_batch_size = 7
@@ -383,7 +383,7 @@ def test_a_users_own_trainer_that_is_none(text: str, message: str, tmp_path: Pat
 
 def test_plans_that_were_there(planned: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are replaced, as nnU-Net's planner does, but for configurations of a user; at once, or not at all."""
-    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", by_voxels)
+    monkeypatch.setattr("nnunetv2_dinomed3d.planning.training_memory.training_step_memory", by_voxels)
     command = ["plan", "-d", "901", "-gpu_memory_target", "8", "-tr", "nnUNetTrainerDINOMed3D_nano"]
     file = planned / f"{PLANS_NAME}.json"
     assert main(command) == 0
@@ -415,7 +415,7 @@ def test_plans_that_cannot_be_written(what: str, planned: Path, capsys: Any, mon
     def count(*rest: object) -> None:
         raise AssertionError("counted")
 
-    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", count)
+    monkeypatch.setattr("nnunetv2_dinomed3d.planning.training_memory.training_step_memory", count)
     file = planned / f"{PLANS_NAME}.json"
     if what == "folder":
         file.mkdir()
@@ -437,7 +437,7 @@ def test_plans_that_cannot_be_written(what: str, planned: Path, capsys: Any, mon
 
 
 def test_a_patch_that_does_not_fit_is_warned_of(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", by_voxels)
+    monkeypatch.setattr("nnunetv2_dinomed3d.planning.training_memory.training_step_memory", by_voxels)
     plans = read(preprocessed, "nnUNetPlans")
     plans["configurations"]["3d_fullres"].update(
         patch_size=[64, 256, 256], batch_size=2, median_image_size_in_voxels=[90, 512, 512]

@@ -13,11 +13,11 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nnunetv2_dinomed3d.evaluation.training_log import read_logs
-from nnunetv2_dinomed3d.trainers.progress import STAGE1_COLOUR, StagedLogger
-from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.ablations import nnUNetTrainerDINOMed3D_stage1
+from nnunetv2_dinomed3d.trainers.dinomed3d.progress_plot import STAGE1_COLOUR, StagedLogger
+from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Recipe, Schedule
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.ablations import nnUNetTrainerDINOMed3D_stage1
+from nnunetv2_dinomed3d.training_log import read_logs
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
 DICE = [0.8, 0.9, 0.1, 0.2, 0.3]

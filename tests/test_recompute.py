@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import flops
-from nnunetv2_dinomed3d.network_architecture.recompute import Recomputed
+from nnunetv2_dinomed3d.network_architecture.efficiency.checkpointing import Recomputed
 
 
 class Part(Recomputed):

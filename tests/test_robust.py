@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from nnunetv2_dinomed3d.processes import PREEMPTED
-from nnunetv2_dinomed3d.trainers.checkpoint_files import replace_durably
-from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.checkpoint_files import replace_durably
 from nnunetv2_dinomed3d.weights.archive import require_sound_archive
 from tests.processes import await_end_of_session
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
@@ -346,7 +346,7 @@ def test_float16_with_a_scaler_where_bfloat16_is_missing(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on older GPUs: nnU-Net's autocast and scaler around a ViT in float32."""
-    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.network.has_bfloat16", lambda device_type: False)
+    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.dinomed3d.has_bfloat16", lambda device_type: False)
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
     scaler = torch.amp.GradScaler("cpu")

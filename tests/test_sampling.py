@@ -9,7 +9,7 @@ import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_dinomed3d.trainers.sampling import CutSlab, loaded_depth, slab_loader
+from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import CutSlab, loaded_depth, slab_loader
 
 LABELS = SimpleNamespace(all_labels=[0, 1], has_ignore_label=False)
 

@@ -27,9 +27,10 @@ socket.getaddrinfo = lambda *a, **k: refuse(None, a)
 
 HOSTILE = """
 import contextlib, io, json, os, resource, sys, time
-from nnunetv2_dinomed3d import convert, fetch
-from nnunetv2_dinomed3d.cli import main
-from nnunetv2_dinomed3d.look import run
+from nnunetv2_dinomed3d.commands import convert
+from nnunetv2_dinomed3d.commands import weights as fetch
+from nnunetv2_dinomed3d.commands.main import main
+from nnunetv2_dinomed3d.commands import look as run
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for words in json.loads(sys.argv[1]):
     told, start = io.StringIO(), time.monotonic()
@@ -41,7 +42,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 PREDICT = """
 import sys, torch
-import nnunetv2_dinomed3d.cli, nnunetv2_dinomed3d.fetch, nnunetv2_dinomed3d.convert, nnunetv2_dinomed3d.doctor
+from nnunetv2_dinomed3d.commands import convert, doctor, main, weights
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
 predictor.initialize_from_trained_model_folder(sys.argv[1], (0,), "checkpoint_final.pth")

@@ -12,8 +12,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_dinomed3d.processes import PREEMPTED, STOP_SIGNALS
-from nnunetv2_dinomed3d.trainers.preemption import Preempted, Preemption
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.preemption import Preempted, Preemption
 from tests.processes import await_end_of_session, session
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnunetv2_dinomed3d.network_architecture.slab import (
+from nnunetv2_dinomed3d.network_architecture.slab_embedding import (
     InterSliceContextEmbedding,
     in_plane_scale,
     inflate_patch_embedding,

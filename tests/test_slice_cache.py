@@ -6,7 +6,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.slice_cache import SliceCache
+from nnunetv2_dinomed3d.network_architecture.efficiency.slab_cache import SliceCache
 
 PATCH = (8, 32, 32)
 MIRRORINGS = 8

@@ -11,9 +11,9 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunetv2_dinomed3d.folder_lock import LOCK, FolderInUseError
-from nnunetv2_dinomed3d.trainers.identity import RECORD, ForeignCheckpointError, read_record
-from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.training_folder import TrainingFolder
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.identity import RECORD, ForeignCheckpointError, read_record
+from nnunetv2_dinomed3d.trainers.harness.training_folder import TrainingFolder
 from tests.test_checkpoint_files import truncate
 from tests.test_folder_lock import living, of_process, write  # noqa: F401 - a fixture
 from tests.test_resume import as_older_versions_wrote

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nnunetv2_dinomed3d.network_architecture.upsampled import conv_of_upsampled, joint_conv, resize
+from nnunetv2_dinomed3d.network_architecture.efficiency.upsampled_conv import conv_of_upsampled, joint_conv, resize
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule
-from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants import released
-from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES, UnknownTrainerError, trainer_class
-from nnunetv2_dinomed3d.trainers.whole import WholeLoader
+from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Recipe, Schedule
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants import released
+from nnunetv2_dinomed3d.trainers.harness.whole_cases import WholeLoader
+from nnunetv2_dinomed3d.trainers.registry import BASE, THEMES, UnknownTrainerError, trainer_class
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_dinomed3d.trainers.sampling import stop_workers
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.whole import Window, evenly, only_rows, starts_along, windows_of_case
+from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import stop_workers
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.whole_cases import Window, evenly, only_rows, starts_along, windows_of_case
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import flops
-from nnunetv2_dinomed3d.network_architecture import winograd
-from nnunetv2_dinomed3d.network_architecture.winograd import Conv3x3x3, conv3d
+from nnunetv2_dinomed3d.network_architecture.efficiency import winograd
+from nnunetv2_dinomed3d.network_architecture.efficiency.winograd import Conv3x3x3, conv3d
 
 
 @pytest.mark.parametrize("size", [(8, 24, 24), (9, 22, 21), (7, 30, 20), (16, 16, 17)])  # not all multiples of four

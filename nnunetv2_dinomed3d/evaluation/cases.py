@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_dinomed3d.dataset_json import read_json
-from nnunetv2_dinomed3d.evaluation.dataset import ENDINGS, folder_of, folds_in, model_name
-from nnunetv2_dinomed3d.evaluation.training_log import log_files, read_log
+from nnunetv2_dinomed3d.nnunet_files import ENDINGS, folder_of, folds_in, model_name
 from nnunetv2_dinomed3d.text import printable
+from nnunetv2_dinomed3d.training_log import log_files, read_log
 
 VOLUMES = (*ENDINGS, ".mhd", ".nhdr", ".hdr", ".img", ".img.gz")
 """Endings of what could be a case's label map."""

@@ -6,11 +6,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nnunetv2_dinomed3d.evaluation.dataset import Description
 from nnunetv2_dinomed3d.evaluation.measure import Measurement
 from nnunetv2_dinomed3d.evaluation.statistics import Table
 from nnunetv2_dinomed3d.evaluation.text import drawn
-from nnunetv2_dinomed3d.evaluation.training_log import TrainingLog
+from nnunetv2_dinomed3d.nnunet_files import Description
+from nnunetv2_dinomed3d.training_log import TrainingLog
 
 
 def colour(index: int) -> str:

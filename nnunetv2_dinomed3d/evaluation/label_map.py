@@ -6,9 +6,9 @@ import numpy as np
 from scipy import ndimage
 
 from nnunetv2_dinomed3d.dataset_json import LARGEST_VALUE
-from nnunetv2_dinomed3d.evaluation.dataset import Description
 from nnunetv2_dinomed3d.evaluation.metrics import Structure, crop
 from nnunetv2_dinomed3d.evaluation.volume import Geometry, read_volume
+from nnunetv2_dinomed3d.nnunet_files import Description
 
 
 def read_label_map(path: Path, truth: Geometry | None = None) -> tuple[np.ndarray, Geometry]:

@@ -13,10 +13,10 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunetv2_dinomed3d.evaluation.cases import Cases
-from nnunetv2_dinomed3d.evaluation.dataset import Description
 from nnunetv2_dinomed3d.evaluation.label_map import geometry_warning, read_label_map, structures
 from nnunetv2_dinomed3d.evaluation.metrics import Structure, dice, hd95, surface_dice, surface_distances
 from nnunetv2_dinomed3d.evaluation.planes import Plane, PlaneChooser
+from nnunetv2_dinomed3d.nnunet_files import Description
 from nnunetv2_dinomed3d.processes import STOP_SIGNALS, children_end_with_us, end_with_parent
 
 

@@ -8,7 +8,6 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from nnunetv2_dinomed3d.evaluation import document as doc
-from nnunetv2_dinomed3d.evaluation.dataset import find_image
 from nnunetv2_dinomed3d.evaluation.figures import (
     draw_boxes,
     draw_dice_over_volume,
@@ -19,6 +18,7 @@ from nnunetv2_dinomed3d.evaluation.figures import (
 from nnunetv2_dinomed3d.evaluation.result import Result
 from nnunetv2_dinomed3d.evaluation.slices import choose, draw_case, read_picture
 from nnunetv2_dinomed3d.evaluation.statistics import Table
+from nnunetv2_dinomed3d.nnunet_files import find_image
 
 DPI = 110
 

@@ -23,7 +23,7 @@ from nnunetv2_dinomed3d.evaluation.statistics import (
     tabulate,
 )
 from nnunetv2_dinomed3d.evaluation.text import cell, place
-from nnunetv2_dinomed3d.evaluation.training_log import TrainingLog
+from nnunetv2_dinomed3d.training_log import TrainingLog
 
 
 def write_report(result: Result, out: Path) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from nnunetv2_dinomed3d.evaluation.cases import Cases
 from nnunetv2_dinomed3d.evaluation.measure import Measured, Measurement, Rules
-from nnunetv2_dinomed3d.evaluation.training_log import TrainingLog
+from nnunetv2_dinomed3d.training_log import TrainingLog
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from nnunetv2_dinomed3d.evaluation.dataset import Description
 from nnunetv2_dinomed3d.evaluation.figures import value_colours
 from nnunetv2_dinomed3d.evaluation.planes import Plane
 from nnunetv2_dinomed3d.evaluation.statistics import Table
 from nnunetv2_dinomed3d.evaluation.text import drawn
 from nnunetv2_dinomed3d.evaluation.volume import read_volume
+from nnunetv2_dinomed3d.nnunet_files import Description
 
 SHOWN = 3
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import wilcoxon
 
-from nnunetv2_dinomed3d.evaluation.dataset import MEAN
 from nnunetv2_dinomed3d.evaluation.measure import Measurement
+from nnunetv2_dinomed3d.nnunet_files import MEAN
 
 SEED = 20260101
 RESAMPLES = 10_000

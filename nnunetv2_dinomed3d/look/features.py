@@ -14,7 +14,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
-from nnunetv2_dinomed3d.network_architecture.slab import padded_side
+from nnunetv2_dinomed3d.network_architecture.slab_embedding import padded_side
 
 SHOWN_PERCENTILES = (0.01, 0.99)
 """Of a principal component: what is at or beyond them is drawn without and with all of its colour."""

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_dinomed3d.network_architecture.efficiency.checkpointing import Recomputed
+from nnunetv2_dinomed3d.network_architecture.efficiency.upsampled_conv import joint_conv, resize
+from nnunetv2_dinomed3d.network_architecture.efficiency.winograd import Conv3x3x3
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d, group_norm
-from nnunetv2_dinomed3d.network_architecture.recompute import Recomputed
-from nnunetv2_dinomed3d.network_architecture.upsampled import joint_conv, resize
-from nnunetv2_dinomed3d.network_architecture.winograd import Conv3x3x3
 
 POOL_SCALES = (1, 2, 3, 6)
 

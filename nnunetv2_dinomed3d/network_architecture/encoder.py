@@ -11,8 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from nnunetv2_dinomed3d.network_architecture.slab import PATCH, InterSliceContextEmbedding
-from nnunetv2_dinomed3d.network_architecture.slice_cache import SliceCache
+from nnunetv2_dinomed3d.network_architecture.efficiency.slab_cache import SliceCache
+from nnunetv2_dinomed3d.network_architecture.slab_embedding import PATCH, InterSliceContextEmbedding
 
 LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc1_g|fc1_x|fc2))"
 """Linear layers of the Transformer blocks; ``fc1_g`` and ``fc1_x`` are of a SwiGLU MLP (plus-sized ViTs)."""

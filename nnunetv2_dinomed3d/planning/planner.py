@@ -15,10 +15,10 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_dinomed3d.dataset_json import read_dataset_json, read_json
-from nnunetv2_dinomed3d.evaluation.dataset import find_description, folder_of
+from nnunetv2_dinomed3d.nnunet_files import find_description, folder_of
+from nnunetv2_dinomed3d.planning.training_memory import GB, Choice, TrainingMemory
 from nnunetv2_dinomed3d.text import printable
-from nnunetv2_dinomed3d.trainers.memory import GB, Choice, TrainingMemory
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 
 PLANS_NAME = "nnUNetDINOMed3DPlans"
 EXPERIMENT_PLANNER = "DINOMed3DPlanner"

@@ -1,0 +1,1 @@
+"""What any network's trainer needs on nnU-Net's hooks."""
