@@ -8,13 +8,19 @@ from dataclasses import fields
 from nnunetv2_dinomed3d.network_architecture.slab_embedding import in_plane_scale
 from nnunetv2_dinomed3d.nnunet_files import dataset_name, folder_of
 from nnunetv2_dinomed3d.planning.planner import PLANS_NAME, choose, read_base, write_plans
-from nnunetv2_dinomed3d.planning.step_memory import Memory
+from nnunetv2_dinomed3d.planning.step_memory import MemoryUse
 from nnunetv2_dinomed3d.planning.target import DEFAULT_GB, require_memory
-from nnunetv2_dinomed3d.planning.training_memory import GB, MAX_DATASET_COVERED, Choice, visible_gpu_memory
+from nnunetv2_dinomed3d.planning.training_memory import (
+    GB,
+    MAX_DATASET_COVERED,
+    PatchAndBatch,
+    can_be_planned_for,
+    visible_gpu_memory,
+)
 from nnunetv2_dinomed3d.text import printable
 from nnunetv2_dinomed3d.trainers.registry import find_trainer
 
-PARTS = [part.name for part in fields(Memory)]
+PARTS = [part.name for part in fields(MemoryUse)]
 
 MUCH = 0.5
 """Share of the target that, if left free, is worth a sentence."""
@@ -30,6 +36,11 @@ def run_plan(args: argparse.Namespace) -> int:
         visible = visible_gpu_memory()
         target = DEFAULT_GB if visible is None else visible / GB
     base = read_base(dataset_name(args.d), trainer, args.p)
+    if not can_be_planned_for(trainer):
+        print(f"Memory of {args.tr} with {args.p} on a GPU of {target:.1f} GB:", flush=True)
+        print(table({name: memory.as_planned() for name, memory in base.memory.items()}, target, scaled=False))
+        print("No plans are written: nnU-Net's own planner chooses patch and batch for this trainer.")
+        return 0
     print(f"Planning for {args.tr} on a GPU of {target:.1f} GB.", flush=True)
     choices = choose(base, target)
     replaced = base.file.exists()
@@ -46,21 +57,28 @@ def run_plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def table(choices: Mapping[str, Choice], target: float) -> str:
-    """Of each configuration and stage, the memory in GB and whether it fits ``target`` GB."""
-    rows = [["configuration", "patch", "S", "batch", "stage", *PARTS, "total GB", "fits"]]
+def table(choices: Mapping[str, PatchAndBatch], target: float, scaled: bool = True) -> str:
+    """Memory in GB of each configuration's steps, and whether it fits ``target`` GB.
+
+    Args:
+        choices: by configuration.
+        target: in GB.
+        scaled: whether the trainer's network scales slices by S.
+    """
+    rows = [["configuration", "patch", "S", "batch", "step", *PARTS, "total GB", "fits"]]
     for name, choice in choices.items():
-        shape = [printable(name), "x".join(map(str, choice.patch_size)), str(in_plane_scale(choice.patch_size))]
-        for stage, memory in choice.memory.items():
+        scale = str(in_plane_scale(choice.patch_size)) if scaled else "-"
+        shape = [printable(name), "x".join(map(str, choice.patch_size)), scale]
+        for step, memory in choice.memory.items():
             parts = [f"{getattr(memory, part) / GB:.2f}" for part in PARTS]
             fits = "yes" if memory.total <= target * GB else "no"
-            batch = f"{choice.batch_size}" if stage == 2 else "slabs"
-            rows.append([*shape, batch, str(stage), *parts, f"{memory.total / GB:.2f}", fits])
+            batch = "slabs" if step == "stage 1" else f"{choice.batch_size}"
+            rows.append([*shape, batch, step, *parts, f"{memory.total / GB:.2f}", fits])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def free_memory(choices: Mapping[str, Choice], target: float) -> list[str]:
+def free_memory(choices: Mapping[str, PatchAndBatch], target: float) -> list[str]:
     """A sentence for each configuration that leaves most of the GPU empty: the rules of patch and batch stop before."""
     sentences = []
     for name, choice in choices.items():

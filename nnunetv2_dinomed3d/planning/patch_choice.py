@@ -50,7 +50,7 @@ def candidates(median_shape: Sequence[float]) -> list[list[PatchSize]]:
     return [patches for patches in lists if patches]
 
 
-def choose(
+def choose_patch_and_batch(
     median_shape: Sequence[float], max_batch: Callable[[PatchSize], int], budget: int, cost: Callable[..., int]
 ) -> tuple[PatchSize, int]:
     """The largest patch of which a batch of two fits, then the largest batch.

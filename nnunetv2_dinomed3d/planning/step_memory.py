@@ -1,4 +1,4 @@
-"""How much memory a training step of the network takes: the step itself is run on fake tensors and its bytes counted.
+"""Memory of a training step of any network: the step is run on fake tensors and its bytes are counted.
 
 Fake tensors (`torch._subclasses.FakeTensorMode`) have shapes and types but no data, so that a step of any size runs in
 seconds on any machine. Nothing here is a formula of the architecture: what changes in the network changes the estimate.
@@ -17,26 +17,43 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nnunetv2_dinomed3d.network_architecture.dinomed3d import DINOMed3D
-
 CUDA_RESERVE = 10**9
 """Bytes that a process on a GPU takes beside its tensors: CUDA's context, its libraries. An assumption."""
 
 CONVOLUTION_WORKSPACE = {torch.ops.aten.convolution.default: 1, torch.ops.aten.convolution_backward.default: 3}
-"""What convolutions take for a moment on CUDA (copies in another layout, scratch), in bytes of their operands. An
+"""Memory that convolutions take for a moment on CUDA (copies in another layout, scratch), in bytes of their operands. An
 assumption."""
 
 DeviceType = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
-class Memory:
+class Step:
+    """One kind of training step of a trainer.
+
+    Attributes:
+        name: for reports, such as "stage 1".
+        build: makes the network in the mode that the step trains it in; called with meta as default device.
+        batch_shape: ``(b, C, *size)`` of the network's input.
+        optimizer: makes the step's optimiser of the parameters that are trained.
+        mixed_precision: whether the step computes in 16 bits on CUDA.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    batch_shape: tuple[int, ...]
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = torch.optim.AdamW
+    mixed_precision: bool = True
+
+
+@dataclass(frozen=True)
+class MemoryUse:
     """Bytes in use at the moment of a training step when most are.
 
     Attributes:
         weights: parameters and buffers of the network.
         gradients: of the trained parameters, as far as they are there at that moment.
-        optimiser: AdamW's two moments of each trained parameter.
+        optimiser: its state, such as AdamW's two moments of each trained parameter.
         activations: what the forward pass, the loss included, kept for the backward pass and is still there.
         workspace: the batch, what is alive for a moment only, and on CUDA `CUDA_RESERVE`.
     """
@@ -173,11 +190,12 @@ def _loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy and Dice with the tensors that nnU-Net's makes."""
     entropy = F.cross_entropy(logits, target[:, 0].long())
     probabilities = logits.softmax(1)
+    space = tuple(range(2, logits.dim()))
     with torch.no_grad():
         one_hot = torch.zeros(logits.shape, dtype=torch.bool).scatter_(1, target.long(), 1)
-        truth = one_hot.sum((2, 3, 4))
-    overlap = (probabilities * one_hot).sum((2, 3, 4))
-    return entropy - (2 * overlap / (probabilities.sum((2, 3, 4)) + truth)).mean()
+        reference = one_hot.sum(space)
+    overlap = (probabilities * one_hot).sum(space)
+    return entropy - (2 * overlap / (probabilities.sum(space) + reference)).mean()
 
 
 def _backward(loss: Tensor) -> None:
@@ -188,48 +206,46 @@ def _backward(loss: Tensor) -> None:
     )
 
 
-def _at_peak(storages: _Storages, parts: Mapping[str, Collection[_Storage]], reserve: int) -> Memory:
+def _at_peak(storages: _Storages, parts: Mapping[str, Collection[_Storage]], reserve: int) -> MemoryUse:
     """What is alive at the peak: of each part, and the rest, with the reserve, as workspace."""
     peak = storages.peak()
     alive = {storage for storage in storages.all if storage.is_alive(peak)}
     nbytes = {part: sum(storage.nbytes for storage in alive.intersection(members)) for part, members in parts.items()}
     workspace = sum(storage.nbytes for storage in alive) - sum(nbytes.values()) + reserve
-    return Memory(**nbytes, workspace=workspace)
+    return MemoryUse(**nbytes, workspace=workspace)
 
 
-def training_step_memory(
-    build: Callable[[], DINOMed3D], stage: int, batch_shape: Sequence[int], device_type: DeviceType = "cuda"
-) -> Memory:
-    """Memory of one training step (forward, loss, backward, AdamW) that is not the first.
-
-    On CUDA the computation is in bfloat16, unless the network takes no mixed precision.
+def training_step_memory(step: Step, device_type: DeviceType = "cuda") -> MemoryUse:
+    """Memory of one training step (forward, loss, backward, optimiser) that is not the first.
 
     Args:
-        build: makes the network, and switches its checkpointing of activations; called with meta as default device.
-        stage: 1 or 2.
-        batch_shape: ``(b, C, d, h, w)``; in stage 1 these are bare slabs, and d is K.
-        device_type: where the training would run.
+        step: the step.
+        device_type: where the training would run. On the CPU weights lie channels-last, as `DINOMed3D.to` lays them.
     """
     on_cuda = device_type == "cuda"
     with torch.device("meta"):
-        network = build()
-    if not on_cuda:  # the layout that `DINOMed3D.to` brings there
+        network = step.build()
+    if not on_cuda:
         nn.Module.to(network, memory_format=torch.channels_last_3d)
     storages = _Storages(on_cuda)
-    autocast = _CudaAutocast(enabled=on_cuda and network.mixed_precision)
+    autocast = _CudaAutocast(enabled=on_cuda and step.mixed_precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        network.to_empty(device="cpu")
-        network.train()
-        network.set_stage(stage, bare_slabs=stage == 1)
+        network.to_empty(device="cpu").train()
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, foreach=on_cuda)
+        optimizer = step.optimizer(trained)
+        for group in optimizer.param_groups:
+            group["foreach"] = on_cuda
         with storages:
             weights = {storages.of(tensor) for tensor in (*network.parameters(), *network.buffers())}
-            batch = torch.empty(*batch_shape)
-            target = torch.empty(batch_shape[0], 1, 1 if stage == 1 else batch_shape[2], *batch_shape[3:])
+            batch = torch.empty(*step.batch_shape)
             begin = storages.events
             with autocast:
-                loss = _loss(network(batch), target)
+                outputs = network(batch)
+                outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)  # several: deep supervision
+                targets = [torch.empty(len(logits), 1, *logits.shape[2:]) for logits in outputs]
+                for target in targets:
+                    storages.of(target).born = begin  # it came with the batch
+                loss = torch.stack([_loss(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
                 autocast.cache = None
                 forward_end = storages.events
                 _backward(loss)

@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 
 from nnunetv2.training import nnUNetTrainer as stock_trainers
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
@@ -130,11 +131,11 @@ def is_named_elsewhere(name: str) -> bool:
     return any(word.search(file.read_text(encoding="utf-8", errors="ignore")) for file in files)
 
 
-def find_trainer(name: str) -> type[nnUNetTrainerDINOMed3D]:
-    """The class of that name: one of ours, or a user's that derives from one and that nnU-Net finds.
+def find_trainer(name: str) -> type[nnUNetTrainer]:
+    """The class of that name: one of ours, of nnU-Net's, or a user's that nnU-Net finds.
 
     Raises:
-        ValueError: there is none, its file cannot be imported, or it derives from another trainer.
+        ValueError: there is none, or its file cannot be imported.
     """
     try:
         return trainer_class(name)
@@ -152,6 +153,4 @@ def find_trainer(name: str) -> type[nnUNetTrainerDINOMed3D]:
         raise ValueError(f"{name!r} is no trainer of nnU-Net") from error
     except Exception as error:  # whatever a user's file does when it is imported
         raise ValueError(f"{name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    if not issubclass(found, nnUNetTrainerDINOMed3D):
-        raise ValueError(f"{name} trains another network: it does not derive from {BASE}. {_names()}")
     return found
