@@ -1,4 +1,4 @@
-"""The versions of other packages that this one needs, as setup.py states them, against those that are installed."""
+"""The versions of other packages that this one needs, as pyproject.toml states them, and those installed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
