@@ -1,28 +1,45 @@
-"""What nnU-Net's text logs (``training_log_*.txt``) say of a training. What they do not say is blank."""
+"""The text logs of a training (``training_log_*.txt``): the line about a stage is written and read here.
 
+Everything else in a log is nnU-Net's own. What a log does not say is NaN or absent.
+"""
+
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
-
-import numpy as np
+from statistics import fmean, median
 
 LINE = 100_000
 """Characters of a line that are read at a time."""
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: "
 EPOCH = re.compile(STAMP + r"Epoch ([0-9]{1,9})\s*$")
-STAGE = re.compile(STAMP + r"DINO-Med3D stage ([12]): ([0-9,]{1,20})(?: of ([0-9,]{1,20}))? parameters are trained")
+STAGE = re.compile(STAMP + r"Stage ([1-9]): ([0-9,]{1,20}) of ([0-9,]{1,20}) parameters trained\b")
+OLD_STAGE = re.compile(STAMP + r"DINO-Med3D stage ([12]): ([0-9,]{1,20}) parameters are trained")
+"""The line of earlier versions, which did not say how many parameters there are."""
 DONE = re.compile(STAMP + r"Training done\.\s*$")
 VALUES = re.compile(STAMP + r"(train_loss|val_loss|Pseudo dice|Epoch time:) (.*)$")
 
 
+def stage_line(stage: int, trained: int, parameters: int, note: str = "") -> str:
+    """The log's line that opens a stage of a training, without nnU-Net's date.
+
+    Args:
+        stage: counted from 1; a network that is trained in one go has stage 1 only.
+        trained: parameters that the stage trains.
+        parameters: all parameters of the network.
+        note: appended, such as "24 slabs a batch".
+    """
+    assert 1 <= stage <= 9, "read_log knows stages 1 to 9"
+    return f"Stage {stage}: {trained:,} of {parameters:,} parameters trained{', ' if note else ''}{note}."
+
+
 @dataclass
 class Epoch:
-    """One epoch; NaN is what the log does not say (an epoch that was cut off).
+    """One epoch. NaN is what the log does not say, as of an epoch that was interrupted.
 
     Attributes:
-        stage: of DINO-Med3D; 0 for other trainers.
+        stage: of the training, from 1; 0 if the log names none (nnU-Net's own trainers).
         pseudo_dice: mean over the labels.
     """
 
@@ -38,10 +55,10 @@ class TrainingLog:
     """A training, resumed or not.
 
     Attributes:
-        epochs: by number; what was done again after a resumption stands as it was done last.
-        done: whether the training came to its end.
-        trained: of each stage, how many parameters are trained.
-        parameters: of each stage, how many there are.
+        epochs: by number; an epoch that was repeated after a resumption stands as it was last.
+        trained: parameters that each stage trains.
+        parameters: all parameters of the network, by stage.
+        done: whether the training reached its end.
     """
 
     epochs: dict[int, Epoch] = field(default_factory=dict)
@@ -51,17 +68,17 @@ class TrainingLog:
 
     @property
     def finished(self) -> dict[int, Epoch]:
-        """The epochs that came to their end, in order."""
-        return {n: e for n, e in sorted(self.epochs.items()) if not np.isnan(e.seconds)}
+        """The complete epochs, in order."""
+        return {n: e for n, e in sorted(self.epochs.items()) if not math.isnan(e.seconds)}
 
     @property
     def switch(self) -> int | None:
-        """The first epoch of stage 2, if stage 1 is there too."""
+        """The first epoch of stage 2; None if the log does not show both stages."""
         stages = {n: e.stage for n, e in self.finished.items()}
         return next((n for n, stage in stages.items() if stage == 2 and 1 in stages.values()), None)
 
     def seconds(self) -> dict[int, float]:
-        """Of each stage, the median of its epochs' seconds."""
+        """The median duration of an epoch in seconds, by stage."""
         groups: dict[int, list[float]] = {}
         for epoch in self.finished.values():
             groups.setdefault(epoch.stage, []).append(epoch.seconds)
@@ -69,25 +86,43 @@ class TrainingLog:
 
 
 def _numbers(text: str) -> list[float]:
-    """Those of ``0.1``, ``7.52 s`` or ``[np.float32(0.1), nan]``; what is not finite is NaN."""
+    """The numbers in ``0.1``, ``7.52 s`` or ``[np.float32(0.1), nan]``; infinite ones become NaN."""
     plain = re.sub(r"np\.\w+\(([^)]*)\)", r"\1", text)
     numbers = [float(word) for word in re.findall(r"[-+]?[0-9]+\.?[0-9]*(?:e[-+]?[0-9]+)?|nan|inf", plain)]
-    return [number if np.isfinite(number) else float("nan") for number in numbers]
+    return [number if math.isfinite(number) else float("nan") for number in numbers]
 
 
 def _count(text: str) -> int:
     return int(text.replace(",", "") or 0)
 
 
+def _read_stage(line: str, log: TrainingLog) -> int | None:
+    """The stage that a line opens, its counts noted in the log; None if it opens none."""
+    if match := STAGE.match(line):
+        log.parameters[int(match[1])] = _count(match[3])
+    elif not (match := OLD_STAGE.match(line)):
+        return None
+    log.trained[int(match[1])] = _count(match[2])
+    return int(match[1])
+
+
+def _read_value(name: str, text: str, epoch: Epoch) -> None:
+    """Note in the epoch what a line says of it."""
+    numbers = _numbers(text)
+    if name == "Pseudo dice":
+        known = [number for number in numbers if not math.isnan(number)]
+        epoch.pseudo_dice = fmean(known) if known else float("nan")
+    elif numbers:
+        setattr(epoch, {"Epoch time:": "seconds"}.get(name, name), numbers[0])
+
+
 def _read_lines(lines: Iterable[str]) -> TrainingLog:
-    """The log of one process. Epochs go up by one; a line that says otherwise is not nnU-Net's."""
-    log, stage, epoch, following = TrainingLog(), 0, Epoch(0), None  # what stands before an epoch goes nowhere
+    """The log of one process. Epochs count up by one: a line that breaks the count is not nnU-Net's."""
+    log, stage, following = TrainingLog(), 0, None
+    epoch = Epoch(0)  # takes the values that stand before the first epoch, and is dropped
     for line in lines:
-        if match := STAGE.match(line):
-            stage = int(match[1])
-            log.trained[stage] = _count(match[2])
-            if match[3]:
-                log.parameters[stage] = _count(match[3])
+        if (opened := _read_stage(line, log)) is not None:
+            stage = opened
         elif match := EPOCH.match(line):
             if following in (None, int(match[1])):
                 epoch = log.epochs[int(match[1])] = Epoch(stage)
@@ -95,13 +130,7 @@ def _read_lines(lines: Iterable[str]) -> TrainingLog:
         elif DONE.match(line):
             log.done = True
         elif match := VALUES.match(line):
-            numbers = _numbers(match[2])
-            if match[1] == "Pseudo dice":
-                known = [x for x in numbers if not np.isnan(x)]
-                epoch.pseudo_dice = float(np.mean(known)) if known else float("nan")
-            elif numbers:
-                name = {"train_loss": "train_loss", "val_loss": "val_loss", "Epoch time:": "seconds"}[match[1]]
-                setattr(epoch, name, numbers[0])
+            _read_value(match[1], match[2], epoch)
     return log
 
 
@@ -112,16 +141,16 @@ def log_files(fold: Path) -> list[Path]:
 
 
 def read_log(path: Path) -> TrainingLog:
-    """The log of one process, which is a training or a part of one."""
+    """The log of one process: a training, or a part of one."""
     with path.open(encoding="utf-8", errors="replace") as file:
         return _read_lines(iter(lambda: file.readline(LINE), ""))
 
 
 def read_logs(fold: Path) -> TrainingLog:
-    """The last training of a fold's folder, of all its logs; empty if there are none.
+    """The last training in a fold's folder, from all its logs; empty if there are none.
 
-    A process that begins at epoch 0 began anew: what was logged before is of another training. One that begins later
-    goes on, and what was done beyond that epoch before was not kept.
+    A process that starts at epoch 0 starts a new training: earlier logs belong to another one. A process that starts
+    later resumes, and the epochs beyond its first one were not kept.
     """
     log = TrainingLog()
     for part in map(read_log, log_files(fold)):

@@ -27,7 +27,7 @@ def test_one_training_runs_both_stages(trained: nnUNetTrainerDINOMed3D) -> None:
     assert (folder / "checkpoint_best.pth").is_file()
     assert (folder / STAGE1_BEST).is_file()
     log = next(folder.glob("training_log_*.txt")).read_text()
-    assert log.index("DINO-Med3D stage 1:") < log.index("Stage 2 starts from epoch") < log.index("DINO-Med3D stage 2:")
+    assert log.index("Stage 1: ") < log.index("Stage 2 starts from epoch") < log.index("Stage 2: ")
     assert {key: len(values) for key, values in trained.logger.local_logger.my_fantastic_logging.items()} == {
         key: 4 for key in trained.logger.local_logger.my_fantastic_logging
     }, "nnU-Net wants one value per key and epoch"

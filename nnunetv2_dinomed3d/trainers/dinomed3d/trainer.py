@@ -79,6 +79,7 @@ from nnunetv2_dinomed3d.trainers.harness.log import LoggedTrainer
 from nnunetv2_dinomed3d.trainers.harness.randomness import derived_seed, seed_all
 from nnunetv2_dinomed3d.trainers.harness.training_folder import move_aside
 from nnunetv2_dinomed3d.trainers.harness.whole_cases import WholeLoader, evenly, fill_up, only_rows, windows_of_cases
+from nnunetv2_dinomed3d.training_log import stage_line
 from nnunetv2_dinomed3d.weights import load_pretrained_weights
 from nnunetv2_dinomed3d.weights.stage1 import Stage1Checkpoint, load_stage1, stage1_setting
 
@@ -274,9 +275,11 @@ class nnUNetTrainerDINOMed3D(LoggedTrainer, RobustTrainer):
         self.initial_lr = self.schedule.recipe(stage).lr
 
     def _tell_stage(self) -> None:
-        trained = sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
+        parameters = list(self.module.parameters())
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        everything = sum(parameter.numel() for parameter in parameters)
         batch = f"{self.batch_size} {'slabs' if self.stage == 1 else 'patches'} a batch on this device"
-        self.print_to_log_file(f"DINO-Med3D stage {self.stage}: {trained:,} parameters are trained, {batch}.")
+        self.print_to_log_file(stage_line(self.stage, trained, everything, batch))
 
     def _enter_stage(self) -> None:
         self.module.set_stage(self.stage, bare_slabs=self.stage == 1)
