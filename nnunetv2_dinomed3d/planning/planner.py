@@ -15,7 +15,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_dinomed3d.dataset_json import read_dataset_json, read_json
-from nnunetv2_dinomed3d.nnunet_files import find_description, folder_of
+from nnunetv2_dinomed3d.nnunet_files import find_dataset_json, preprocessed_folder
 from nnunetv2_dinomed3d.planning.training_memory import GB, PatchAndBatch, TrainingMemory, can_be_planned_for
 from nnunetv2_dinomed3d.text import printable
 
@@ -54,7 +54,7 @@ def read_base(dataset: str, trainer: type, base_plans: str = "nnUNetPlans") -> B
     Raises:
         ValueError: something is missing, malformed or cannot be written.
     """
-    folder = folder_of("nnUNet_preprocessed") / dataset
+    folder = preprocessed_folder(dataset)
     file = folder / f"{base_plans}.json"
     if not file.exists():
         raise ValueError(
@@ -62,7 +62,7 @@ def read_base(dataset: str, trainer: type, base_plans: str = "nnUNetPlans") -> B
             f"and its preprocessed data: nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres"
         )
     plans = _read_plans(file)
-    description = find_description(dataset)
+    description = find_dataset_json(dataset)
     read_dataset_json(description)
     dataset_json = read_json(description)
     cases = dataset_json.get("numTraining")
