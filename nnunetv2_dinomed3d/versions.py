@@ -11,19 +11,24 @@ DISTRIBUTION = "nnunetv2_dinomed3d"
 
 @dataclass(frozen=True)
 class Dependency:
-    """A requirement and what is installed of it; ``version`` is None where nothing is."""
+    """A requirement of this package.
+
+    Attributes:
+        requirement: name and bounds.
+        version: the installed version; None if the package is not installed.
+    """
 
     requirement: Requirement
     version: str | None
 
     @property
     def met(self) -> bool:
-        """Whether the installed version will do."""
+        """Whether the installed version is within the bounds."""
         return self.version is not None and self.requirement.specifier.contains(self.version, prereleases=True)
 
     @property
     def fix(self) -> str:
-        """The command that installs one that will."""
+        """The command that installs a version within the bounds."""
         return f"pip install '{self.requirement}'"
 
     def __str__(self) -> str:
@@ -32,10 +37,10 @@ class Dependency:
 
 
 def dependencies() -> Iterator[Dependency]:
-    """All that apply here.
+    """The requirements that apply to this Python and machine, without extras.
 
     Raises:
-        importlib.metadata.PackageNotFoundError: this package itself is not installed, but on the path.
+        importlib.metadata.PackageNotFoundError: this package is not installed, but found on the path.
     """
     for requirement in map(Requirement, metadata.requires(DISTRIBUTION) or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -48,7 +53,7 @@ def dependencies() -> Iterator[Dependency]:
 
 
 def require_supported_versions() -> None:
-    """Stop before an import fails in some odd way, or a training behaves so.
+    """Stop with a clear message, before a version out of bounds breaks an import or a training.
 
     Raises:
         RuntimeError: a package is missing, too old or too new.
@@ -56,6 +61,6 @@ def require_supported_versions() -> None:
     try:
         unmet = [dependency for dependency in dependencies() if not dependency.met]
     except metadata.PackageNotFoundError:
-        return  # nothing states what is needed
+        return  # this package runs from its source tree, where no metadata states the bounds
     if unmet:
         raise RuntimeError(f"{unmet[0]}: {unmet[0].fix}. `dinomed3d doctor` checks the others.")

@@ -1,38 +1,54 @@
-"""``dinomed3d compare``: trainings, or folders of predictions, against the truth and against the first of them."""
+"""``dinomed3d compare``: trained models, or folders of predictions, against the reference and against the first one."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_dinomed3d.evaluation.cases import (
-    Cases,
+    PairedCases,
     expected_cases,
     files_of,
     fold_names,
     given_models,
-    match,
-    read_splits,
+    pair_cases,
     trained_models,
-    truth_folder,
 )
+from nnunetv2_dinomed3d.evaluation.dataset_labels import read_dataset_labels
 from nnunetv2_dinomed3d.evaluation.output import output_folder
-from nnunetv2_dinomed3d.evaluation.text import place
-from nnunetv2_dinomed3d.nnunet_files import dataset_name, find_description, names_dataset, read_description
+from nnunetv2_dinomed3d.evaluation.text import public_path
+from nnunetv2_dinomed3d.nnunet_files import (
+    dataset_name,
+    find_dataset_json,
+    names_dataset,
+    read_splits,
+    reference_folder,
+    splits_file,
+)
 from nnunetv2_dinomed3d.text import printable
 from nnunetv2_dinomed3d.training_log import read_logs
+
+HELP = "Compare trainings, or folders of predictions, in numbers and pictures."
+EXAMPLES = """
+dinomed3d compare 4 -tr nnUNetTrainer_100epochs nnUNetTrainerDINOMed3D
+dinomed3d compare 4 --pred stock=predictions/stock ours=predictions/ours --gt labelsTs --tolerance 1 tumor=2
+"""
 
 DEFAULT_TOLERANCE_MM = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of ``dinomed3d compare``."""
+    """Add the data set, the models to compare and how they are measured."""
     parser.add_argument("dataset", nargs="?", metavar="DATASET", help="number or name of nnU-Net's data set")
     models = parser.add_mutually_exclusive_group(required=True)
     models.add_argument("-tr", nargs="+", metavar="TRAINER", help="trainers; differences are to the first one")
     models.add_argument(
-        "--pred", nargs="+", metavar="NAME=FOLDER", help="folders of predictions instead, with --gt; the first likewise"
+        "--pred",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="folders of predictions instead, with --gt; differences are to the first one",
     )
-    parser.add_argument("--gt", type=Path, metavar="FOLDER", help="the truth for --pred")
+    parser.add_argument("--gt", type=Path, metavar="FOLDER", help="reference segmentations for --pred")
     parser.add_argument(
         "-p", nargs="+", metavar="PLANS", help="plans: one, or one for each trainer (default: nnUNetPlans)"
     )
@@ -44,18 +60,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="MM",
-        help="of the surface Dice in mm, for all labels or as LABEL=MM; such as --tolerance 1 tumor=2 (default: 1)",
+        help="tolerance of the surface Dice in mm, for all labels or as LABEL=MM (default: 1)",
     )
-    parser.add_argument("--common", action="store_true", help="compare the cases that all predicted, leave out others")
+    parser.add_argument(
+        "--common", action="store_true", help="compare the cases that all models predicted, leave out the others"
+    )
     parser.add_argument(
         "--exclude-empty",
         action="store_true",
-        help="no HD95 where one of truth and prediction is empty, not the diagonal",
+        help="leave HD95 out where reference or prediction is empty, instead of counting the image's diagonal",
     )
 
 
-def parse_tolerances(words: list[str], labels: list[str]) -> dict[str, float]:
-    """Of each label, its tolerance in mm; words are ``MM`` or ``LABEL=MM``."""
+def run(args: argparse.Namespace) -> int:
+    """Measure, write the report, print its answer and where it is; return 0.
+
+    Raises:
+        ValueError: an argument is wrong, or a file cannot be compared.
+    """
+    _take_trailing_dataset(args)
+    _check(args)
+    dataset = dataset_name(args.dataset) if args.dataset else None
+    dataset_json = _dataset_json(args, dataset)
+    labels = read_dataset_labels(dataset_json)
+    tolerances = parse_tolerances(args.tolerance, list(labels.labels))
+    cases = _paired_cases(args, dataset, labels.ending)
+    out = args.o or Path(f"compare_{dataset}" if dataset else "compare")
+    # imported after the first checks, as SciPy and SimpleITK take seconds
+    from nnunetv2_dinomed3d.evaluation.measure import Rules, measure
+    from nnunetv2_dinomed3d.evaluation.provenance import provenance
+    from nnunetv2_dinomed3d.evaluation.result import Result
+
+    logs = {
+        model.name: {fold: read_logs(model.folder / f"fold_{fold}") for fold in model.fold_names}
+        for model in cases.models
+    }
+    rules = Rules(labels, tolerances, args.exclude_empty)
+    with output_folder(out):
+        measured = measure(cases, rules)
+    from nnunetv2_dinomed3d.evaluation.report import write_report  # imports Matplotlib
+
+    origin = provenance(sys.argv, dataset, dataset_json, cases)
+    title = f"Comparison on {dataset or public_path(args.gt)}"
+    report = write_report(Result(title, dataset, cases, rules, measured, logs, origin), out)
+    for warning in report.warnings:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    for answer in report.answers:
+        print(answer)
+    print(f"{printable(out / 'report.html')}: {report.counts}")
+    return 0
+
+
+def parse_tolerances(words: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """The tolerance of each label in mm.
+
+    Args:
+        words: ``MM`` for all labels, or ``LABEL=MM``.
+        labels: names.
+
+    Raises:
+        ValueError: a word is neither, is below 0 or infinite, or names no label.
+    """
     default, named = DEFAULT_TOLERANCE_MM, {}
     for word in words:
         name, equals, number = word.rpartition("=")
@@ -75,80 +140,48 @@ def parse_tolerances(words: list[str], labels: list[str]) -> dict[str, float]:
 
 
 def _take_trailing_dataset(args: argparse.Namespace) -> None:
-    """``compare -tr A B 4``: the data set was given last, where the option before it took it for one of its own."""
+    """Take the data set from ``compare -tr A B 4``, where the option before it took it for one of its own words."""
     for words in (args.tr, args.pred, args.p):
         if not args.dataset and words and len(words) > 1 and names_dataset(words[-1]):
             args.dataset = words.pop()
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Options that do not go together."""
+    """Refuse options that do not go together."""
     if args.pred and not args.gt:
-        raise ValueError("--pred needs the truth: --gt FOLDER")
+        raise ValueError("--pred needs the reference segmentations: --gt FOLDER")
     if args.tr and args.gt:
-        raise ValueError("--gt goes with --pred; the truth of trainings is nnU-Net's")
+        raise ValueError("--gt goes with --pred. The reference segmentations of trainings are nnU-Net's own.")
     if args.tr and not args.dataset:
         raise ValueError(
             "-tr needs the data set, before the options, such as: dinomed3d compare 4 -tr nnUNetTrainer "
             "nnUNetTrainerDINOMed3D"
         )
     if args.pred and (args.p or args.c or args.f):
-        raise ValueError("-p, -c and -f choose trainings; with --pred, name the folders you mean")
+        raise ValueError("-p, -c and -f choose trainings. With --pred, name the folders you mean.")
 
 
-def _description_file(args: argparse.Namespace, dataset: str | None) -> Path:
-    """The data set's ``dataset.json``; without a data set, one beside predictions or truth (nnU-Net leaves a copy)."""
+def _dataset_json(args: argparse.Namespace, dataset: str | None) -> Path:
+    """The data set's ``dataset.json``, or one beside the predictions or references, where nnU-Net leaves a copy."""
     if dataset:
-        return find_description(dataset)
+        return find_dataset_json(dataset)
     folders = [args.gt, args.gt.parent, *(Path(text.partition("=")[2]) for text in args.pred)]
     found = next((folder / "dataset.json" for folder in folders if (folder / "dataset.json").is_file()), None)
     if found is None:
         raise ValueError(
-            "No dataset.json, which names the labels, in the folders of --gt and --pred: give DATASET, or put one "
-            'beside the truth, such as {"labels": {"background": 0, "tumor": 1}, "file_ending": ".nii.gz"}'
+            "No dataset.json, which names the labels, in the folders of --gt and --pred. Give DATASET, or put one "
+            'beside the references, such as {"labels": {"background": 0, "tumor": 1}, "file_ending": ".nii.gz"}'
         )
     return found
 
 
-def _cases(args: argparse.Namespace, dataset: str | None, ending: str) -> Cases:
+def _paired_cases(args: argparse.Namespace, dataset: str | None, ending: str) -> PairedCases:
     if args.pred:
-        models, truths = given_models(args.pred, ending), files_of(args.gt, ending)
-        return match(models, truths, set(truths), args.common)
+        models, references = given_models(args.pred, ending), files_of(args.gt, ending)
+        return pair_cases(models, references, set(references), args.common)
     assert dataset, "_check lets no trainers pass without a data set"
+    plans, configuration = args.p or ["nnUNetPlans"], args.c or "3d_fullres"
     folds = fold_names(args.f) if args.f else None
-    models = trained_models(dataset, args.tr, args.p or ["nnUNetPlans"], args.c or "3d_fullres", folds, ending)
-    truths = files_of(truth_folder(dataset), ending)
-    return match(models, truths, expected_cases(models, read_splits(dataset)), args.common)
-
-
-def run_compare(args: argparse.Namespace) -> int:
-    """Measure, write the report, say where it is; 0."""
-    _take_trailing_dataset(args)
-    _check(args)
-    dataset = dataset_name(args.dataset) if args.dataset else None
-    dataset_json = _description_file(args, dataset)
-    description = read_description(dataset_json)
-    tolerances = parse_tolerances(args.tolerance, list(description.labels))
-    cases = _cases(args, dataset, description.ending)
-    out = args.o or Path(f"compare_{dataset}" if dataset else "compare")
-    # imported here, as SciPy and SimpleITK take seconds: neither --help nor an error need wait for them
-    from nnunetv2_dinomed3d.evaluation.measure import Rules, measure
-    from nnunetv2_dinomed3d.evaluation.provenance import provenance
-    from nnunetv2_dinomed3d.evaluation.result import Result
-
-    logs = {
-        model.name: {fold: read_logs(model.folder / f"fold_{fold}") for fold in sorted(set(model.folds.values()))}
-        for model in cases.models
-    }
-    rules = Rules(description, tolerances, args.exclude_empty)
-    with output_folder(out):
-        measured = measure(cases, rules)
-    from nnunetv2_dinomed3d.evaluation.report import write_report  # Matplotlib may speak of its cache of fonts
-
-    origin = provenance(sys.argv, dataset, dataset_json, cases)
-    title = f"Comparison on {dataset or place(args.gt)}"
-    warnings = write_report(Result(title, dataset, cases, rules, measured, logs, origin), out)
-    for warning in warnings:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
-    print(f"{printable(out / 'report.html')}: {len(cases.truths)} cases, {len(cases.models)} models")
-    return 0
+    models = trained_models(dataset, args.tr, plans, configuration, folds=folds, ending=ending)
+    references = files_of(reference_folder(dataset), ending)
+    return pair_cases(models, references, expected_cases(models, read_splits(splits_file(dataset))), args.common)

@@ -1,9 +1,10 @@
-"""``dinomed3d doctor``: could the main job run here, and if not, what is to be done.
+"""``dinomed3d doctor``: whether training could run here, and what to do if not.
 
-PyTorch takes seconds to import, and nnU-Net's search for trainers imports more. So we look for the one file that the
-search would find, and PyTorch is asked for GPUs only where there is a driver.
+Neither PyTorch nor nnU-Net's trainers are imported, as that takes seconds. The check of trainers looks for the file
+that nnU-Net's search would find, and PyTorch is asked for GPUs only if the machine has a driver.
 """
 
+import argparse
 import ctypes
 import os
 import shlex
@@ -24,29 +25,32 @@ from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE, WEIGHTS_VARIABLE, check
 from nnunetv2_dinomed3d.text import printable
 from nnunetv2_dinomed3d.versions import DISTRIBUTION, dependencies
 
+HELP = "Check whether training could run here, and say what to do if not."
+EXAMPLES = "dinomed3d doctor"
+
 TRAINER = "nnUNetTrainerDINOMed3D"
 HUB_REPOSITORY = "timm/vit_base_patch16_dinov3.lvd1689m"
 HUB_FILE = "model.safetensors"
-"""Where that trainer's weights are; timm knows it, but takes seconds to import."""
+"""The file with that trainer's weights on the Hugging Face Hub. timm knows it too, but takes seconds to import."""
 
 ENTRY_IN_NNUNET = f"nnunetv2.training.nnUNetTrainer.{ENTRY_MODULE}"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PROCESSES = {"nnUNet_n_proc_DA": 0, "nnUNet_def_n_proc": 1}
-"""nnU-Net's numbers of processes, and the smallest that it takes."""
+"""nnU-Net's settings of a number of processes, each with the smallest number that nnU-Net takes."""
 CHECKPOINTS_GB = 5
-"""Room for the checkpoints of one training, the one that is being written included: four of 1.1 GB at most."""
+"""Disk space in GB for the checkpoints of one training: at most four of 1.1 GB, with the one being written."""
 SHARED_MEMORY_GB = 1
-"""Room for the batches that nnU-Net's loader workers hand over."""
+"""Shared memory in GB for the batches that nnU-Net's loader workers hand over."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        status: "ok", "warning" (nothing prevents training, but look) or "error" (something does).
+        status: "ok", "warning" (training can run, but look at this) or "error" (training cannot run).
         what: what was found.
-        advice: what to do, when it is not ok.
+        advice: a command or a sentence that helps; empty if the status is "ok".
     """
 
     status: Literal["ok", "warning", "error"]
@@ -55,12 +59,12 @@ class Finding:
 
 
 def check_versions() -> Iterator[Finding]:
-    """Installed versions against the bounds of this package."""
+    """Compare the installed versions with the bounds of this package."""
     try:
         found = list(dependencies())
         yield Finding("ok", f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
     except metadata.PackageNotFoundError:
-        yield Finding("warning", f"{DISTRIBUTION} is not installed, versions are not checked", "pip install .")
+        yield Finding("warning", f"{DISTRIBUTION} is not installed, so versions are not checked", "pip install .")
         return
     for dependency in found:
         if dependency.met:
@@ -69,15 +73,15 @@ def check_versions() -> Iterator[Finding]:
             yield Finding("error", str(dependency), dependency.fix)
     if not shutil.which("nnUNetv2_train"):
         advice = f'export PATH={shlex.quote(sysconfig.get_path("scripts"))}:"$PATH"'
-        yield Finding("warning", "the shell does not find nnUNetv2_train: this environment is not activated", advice)
+        yield Finding("warning", "the shell does not find nnUNetv2_train, as this environment is not activated", advice)
 
 
 def check_trainers() -> Iterator[Finding]:
-    """Whether nnU-Net's search would find the trainer, and through which way."""
+    """Check whether nnU-Net's search would find the trainer, and where."""
     folders = [folder for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if folder.strip()]
     for folder in folders:
         if not os.path.isdir(folder):
-            what = f"nnUNet_extTrainer names {printable(folder)}, which is no folder: trainers in it are not found"
+            what = f"nnUNet_extTrainer names {printable(folder)}, which is no folder"
             yield Finding("warning", what, "correct or remove it")
     if _is_in_nnunet():
         yield Finding("ok", f"nnU-Net finds {TRAINER} in its own folder of trainers")
@@ -99,20 +103,22 @@ def _is_in_nnunet() -> bool:
 
 
 def check_settings() -> Iterator[Finding]:
-    """Settings that training refuses."""
+    """Find the settings that training would refuse."""
     for check in (check_environment, seed_setting):
         try:
             check()
         except ValueError as error:
-            yield Finding("error", printable(str(error)))
+            yield Finding("error", printable(error))
     for name, least in PROCESSES.items():
         value = os.environ.get(name, "1").strip()
         if not value.isdecimal() or int(value) < least:
-            yield Finding("error", f"{name} is {value!r}, no number of processes from {least} on", f"unset {name}")
+            yield Finding(
+                "error", f"{name} is {value!r}; it is a number of processes, {least} or more", f"unset {name}"
+            )
 
 
 def check_weights() -> Iterator[Finding]:
-    """What `nnUNetTrainerDINOMed3D` would start from."""
+    """Find the weights that `nnUNetTrainerDINOMed3D` would start from."""
     stage1, value = (os.environ.get(name, "").strip() for name in (STAGE1_VARIABLE, WEIGHTS_VARIABLE))
     if stage1:
         reason = _unreadable(Path(os.path.expanduser(stage1)))
@@ -120,7 +126,7 @@ def check_weights() -> Iterator[Finding]:
             advice = f"unset {STAGE1_VARIABLE}, or set it to a file that exists"
             yield Finding("error", f"{STAGE1_VARIABLE} is {printable(stage1)}, which {reason}", advice)
         else:
-            yield Finding("ok", f"stage 1 is skipped, stage 2 starts from {printable(stage1)} ({STAGE1_VARIABLE})")
+            yield Finding("ok", f"stage 1 is skipped and stage 2 starts from {printable(stage1)} ({STAGE1_VARIABLE})")
     elif value == "random":
         what = f"random weights, as {WEIGHTS_VARIABLE}=random asks for"
         yield Finding("warning", what, f"unset {WEIGHTS_VARIABLE} to start from DINOv3, as the method does")
@@ -136,12 +142,12 @@ def _weights_of(value: str) -> Finding:
     try:
         files = [path]
         if os.path.isdir(path):
-            from nnunetv2_dinomed3d.weights.files import weight_files  # brings PyTorch along
+            from nnunetv2_dinomed3d.weights.files import weight_files  # which imports PyTorch
 
             files = weight_files(path)
-        wrong = next((f"{printable(str(file))} {reason}" for file in files if (reason := _unreadable(file))), None)
+        wrong = next((f"{printable(file)} {reason}" for file in files if (reason := _unreadable(file))), None)
     except (ValueError, OSError) as error:
-        wrong = printable(str(error))
+        wrong = printable(error)
     if wrong:
         return Finding("error", f"{WEIGHTS_VARIABLE}: {wrong}", advice)
     what = f"weights of {TRAINER}: {printable(value)} ({WEIGHTS_VARIABLE})"
@@ -153,7 +159,9 @@ def _weights_of_hub() -> Finding:
 
     cached = huggingface_hub.try_to_load_from_cache(HUB_REPOSITORY, HUB_FILE)
     what = f"weights of {TRAINER}: {HUB_REPOSITORY}/{HUB_FILE} of the Hugging Face Hub"
-    advice = f"export {WEIGHTS_VARIABLE}=/path/to/file  # that `dinomed3d weights base` fetches where there is internet"
+    advice = (
+        f"export {WEIGHTS_VARIABLE}=/path/to/file  # fetch it with `dinomed3d weights base`, where there is internet"
+    )
     if isinstance(cached, str):
         reason = _unreadable(Path(cached))
         if reason:
@@ -168,7 +176,7 @@ def _weights_of_hub() -> Finding:
 
 
 def _unreadable(path: Path) -> str | None:
-    """Why no file can be read there; None if one can."""
+    """The reason why the file cannot be read; None if it can."""
     try:
         status = path.stat()
     except OSError as error:
@@ -181,7 +189,7 @@ def _unreadable(path: Path) -> str | None:
 
 
 def check_folders() -> Iterator[Finding]:
-    """nnU-Net's three folders, and the room in them."""
+    """Check nnU-Net's three folders and the free space in them."""
     for name in FOLDERS:
         value = os.environ.get(name)
         if not value:
@@ -189,7 +197,9 @@ def check_folders() -> Iterator[Finding]:
             continue
         what = f"{name} is {printable(value)}"
         if not os.path.exists(value):
-            advice = f"mkdir -p {shlex.quote(value)}" if value.isprintable() else "choose a name that prints"
+            advice = (
+                f"mkdir -p {shlex.quote(value)}" if value.isprintable() else "choose a name of printable characters"
+            )
             yield Finding("error", f"{what}, which does not exist", advice)
         elif not os.path.isdir(value):
             yield Finding("error", f"{what}, which is no folder", "choose a folder of your own")
@@ -198,7 +208,7 @@ def check_folders() -> Iterator[Finding]:
         elif name != "nnUNet_raw" and (reason := _unwritable(value)):
             yield Finding("error", f"{what}, which cannot be written ({reason})", "choose a folder of your own")
         elif name == "nnUNet_results" and _free_gb(value) < CHECKPOINTS_GB:
-            advice = f"make room: a training writes checkpoints of up to {CHECKPOINTS_GB} GB"
+            advice = f"free some space: a training writes checkpoints of up to {CHECKPOINTS_GB} GB"
             yield Finding("warning", f"{what}, where {_free_gb(value):.1f} GB are free", advice)
         else:
             yield Finding("ok", what)
@@ -206,7 +216,7 @@ def check_folders() -> Iterator[Finding]:
 
 
 def _unwritable(folder: str) -> str | None:
-    """Why no file can be written there; None if one can."""
+    """The reason why no file can be written there; None if one can."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 20))
@@ -222,16 +232,16 @@ def _free_gb(folder: str) -> float:
 def _check_shared_memory() -> Iterator[Finding]:
     folder = "/dev/shm"
     if os.environ.get("nnUNet_n_proc_DA") != "0" and os.path.isdir(folder) and _free_gb(folder) < SHARED_MEMORY_GB:
-        advice = "in a container: docker run --ipc=host; or export nnUNet_n_proc_DA=0, which is slow"
-        what = f"{folder}, through which loader workers hand over batches, has {_free_gb(folder):.1f} GB free"
+        advice = "start the container with docker run --ipc=host; or export nnUNet_n_proc_DA=0, which is slow"
+        what = f"{folder}, through which loader workers hand over batches, has only {_free_gb(folder):.1f} GB free"
         yield Finding("warning", what, advice)
 
 
 def check_gpu() -> Iterator[Finding]:
-    """What nnU-Net's ``-device cuda`` would use."""
-    advice = "add -device cpu to nnU-Net's commands (only _nano is small enough for that), or go where a GPU is"
+    """Find the GPUs that nnU-Net's ``-device cuda`` would use."""
+    advice = "add -device cpu to nnU-Net's commands (only _nano is small enough), or use a machine with a GPU"
     if not _has_driver():
-        yield Finding("warning", "no GPU: nnUNetv2_train stops, its default is -device cuda", advice)
+        yield Finding("warning", "no GPU: nnUNetv2_train will stop, as its default is -device cuda", advice)
         return
     try:
         import torch
@@ -243,25 +253,25 @@ def check_gpu() -> Iterator[Finding]:
     except (ImportError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), "")
         yield Finding(
-            "error", f"PyTorch does not run here ({printable(reason)})", "install it anew: https://pytorch.org"
+            "error", f"PyTorch does not run here ({printable(reason)})", "install it again: https://pytorch.org"
         )
         return
     said = "".join(f" ({printable(str(warning.message).splitlines()[0])})" for warning in caught[:1])
     if torch.version.cuda is None and torch.version.hip is None:
         said = " (it was built without CUDA: https://pytorch.org/get-started/locally)"
     if not found:
-        what = f"PyTorch sees no GPU{said}: nnUNetv2_train stops, its default is -device cuda"
+        what = f"PyTorch sees no GPU{said}: nnUNetv2_train will stop, as its default is -device cuda"
         yield Finding("warning", what, advice)
     for i, properties in enumerate(found):
         yield Finding("ok", f"GPU {i}: {properties.name}, {properties.total_memory / 1e9:.0f} GB")
 
 
 def _has_driver() -> bool:
-    """Whether PyTorch could find a GPU; if not, it need not be asked."""
+    """Whether the machine has a driver for a GPU. Without one, PyTorch finds none and need not be asked."""
     if sys.platform != "linux" or os.path.exists("/dev/kfd"):  # AMD's
         return True
     try:
-        ctypes.CDLL("libcuda.so.1")  # what PyTorch opens itself
+        ctypes.CDLL("libcuda.so.1")  # PyTorch opens the same
     except OSError:
         return False
     return True
@@ -270,8 +280,12 @@ def _has_driver() -> bool:
 CHECKS = (check_versions, check_trainers, check_settings, check_weights, check_folders, check_gpu)
 
 
-def run_doctor() -> int:
-    """Print every finding; 1 if the main job could not run, else 0."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the command takes no argument."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every finding; return 1 if training could not run, else 0."""
     found = {"ok": 0, "warning": 0, "error": 0}
     for check in CHECKS:
         for finding in check():
@@ -283,9 +297,9 @@ def run_doctor() -> int:
     return 1 if found["error"] else 0
 
 
-def _summary(errors: int, cautions: int) -> str:
+def _summary(errors: int, warned: int) -> str:
     if errors:
         return "1 problem prevents training." if errors == 1 else f"{errors} problems prevent training."
-    if cautions:
-        return f"No problem found, but mind the {'warning' if cautions == 1 else f'{cautions} warnings'} above."
+    if warned:
+        return f"No problem found, but see the {'warning' if warned == 1 else f'{warned} warnings'} above."
     return "No problem found."

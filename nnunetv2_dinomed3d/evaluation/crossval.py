@@ -1,0 +1,241 @@
+"""Cross-validation: the trainings of all folds of all trainers, how far each got, and running what is left to do."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from nnunetv2_dinomed3d.dataset_json import read_json
+from nnunetv2_dinomed3d.folder_lock import LOCK, Owner, read_owner
+from nnunetv2_dinomed3d.nnunet_files import is_validated, model_folder, preprocessed_folder, read_splits, splits_file
+from nnunetv2_dinomed3d.processes import PREEMPTED, Commands
+
+DEFAULT_FOLDS = 5
+"""The number of folds that nnU-Net makes if there is no ``splits_final.json``."""
+
+STOCK, STOCK_EPOCHS = "nnUNetTrainer", 1000
+STOCK_LENGTHS = (5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
+"""The numbers of epochs for which nnU-Net has a trainer, such as ``nnUNetTrainer_100epochs``."""
+
+OURS, OUR_EPOCHS = "nnUNetTrainerDINOMed3D", 100
+
+BUSY_SECONDS = 600.0
+"""A training whose log was written within this time may still run."""
+
+State = Literal["finished", "validate", "resume", "new"]
+FLAGS: dict[State, list[str]] = {"finished": [], "validate": ["--val"], "resume": ["--c"], "new": []}
+"""The options of nnUNetv2_train that go on from each state."""
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """The training of one fold with one trainer.
+
+    Attributes:
+        trainer: name of the trainer.
+        fold: number of the fold, or "all".
+        model: the training's folder in ``nnUNet_results``.
+        words: the command line that begins the training.
+        state: how far the training got.
+    """
+
+    trainer: str
+    fold: str
+    model: Path
+    words: list[str]
+    state: State
+
+    @property
+    def name(self) -> str:
+        """Trainer and fold, for messages."""
+        return f"{self.trainer} fold {self.fold}"
+
+    @property
+    def command(self) -> list[str]:
+        """The command line that goes on with the training."""
+        return [*self.words, *FLAGS[self.state]]
+
+    def refreshed(self) -> "FoldJob":
+        """The same job in its present state: another process may have gone on with the training, or finished it."""
+        return replace(self, state=fold_state(self.model, self.fold))
+
+    def owner(self) -> Owner | None:
+        """The process that trains in the fold's folder, if it runs one of our trainers on this machine."""
+        owner = read_owner(self.model / f"fold_{self.fold}" / LOCK)
+        return owner if owner and owner.is_alive() else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of `run_jobs`.
+
+    Attributes:
+        failed: a sentence for each job that failed.
+        left: a sentence for each job that was interrupted, or is being trained by another process.
+    """
+
+    failed: list[str]
+    left: list[str]
+
+
+def fold_state(model: Path, fold: str) -> State:
+    """The state of a fold's training, by the files that nnU-Net leaves.
+
+    Raises:
+        ValueError: a training was begun over a finished one, so that nnU-Net would go on with the wrong one.
+    """
+    if is_validated(model, fold):
+        return "finished"
+    folder = model / f"fold_{fold}"
+    final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
+    if final.is_file():
+        if latest.is_file() and latest.stat().st_mtime > final.stat().st_mtime:
+            raise ValueError(
+                f"{folder}: a training was begun over a finished one, and nnU-Net would validate the finished one. "
+                f"To go on with the newer {latest.name}, move {final.name} away. To keep the finished training, move "
+                f"{latest.name} away."
+            )
+        return "validate"
+    if any((folder / name).is_file() for name in ("checkpoint_latest.pth", "checkpoint_best.pth")):
+        return "resume"
+    return "new"
+
+
+def plan_jobs(
+    dataset: str, configuration: str, trainings: Sequence[tuple[str, str]], folds: Iterable[str]
+) -> list[FoldJob]:
+    """The jobs of all trainers and folds, trainer by trainer.
+
+    Args:
+        dataset: name of the data set.
+        configuration: name of the configuration.
+        trainings: trainer and plans of each training.
+        folds: of each training, in nnU-Net's spelling.
+
+    Raises:
+        ValueError: the data is not preprocessed with such plans, or a folder is in no clear state.
+    """
+    for plans in dict.fromkeys(plans for _, plans in trainings):
+        _check_preprocessed(dataset, configuration, plans)
+    jobs = []
+    folds = list(folds)
+    for trainer, plans in trainings:
+        model = model_folder(dataset, trainer, plans, configuration)
+        for fold in folds:
+            words = ["nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans]
+            jobs.append(FoldJob(trainer, fold, model, words, fold_state(model, fold)))
+    return jobs
+
+
+def count_folds(dataset: str) -> tuple[int, bool]:
+    """The number of the data set's folds, and whether ``splits_final.json`` states it.
+
+    Raises:
+        ValueError: the file is malformed or names no fold.
+    """
+    path = splits_file(dataset)
+    if not path.exists():
+        return DEFAULT_FOLDS, False
+    count = len(read_splits(path))
+    if not count:
+        raise ValueError(f"{path} names no fold. Remove it, and nnU-Net makes {DEFAULT_FOLDS}.")
+    return count, True
+
+
+def _check_preprocessed(dataset: str, configuration: str, plans: str) -> None:
+    number = int(dataset.removeprefix("Dataset").partition("_")[0])
+    path = preprocessed_folder(dataset) / f"{plans}.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist. Run nnUNetv2_plan_and_preprocess -d {number} -c {shlex.quote(configuration)}, or "
+            "name other plans with -p."
+        )
+    content = read_json(path)
+    there = content.get("configurations") if isinstance(content, dict) else None
+    if not isinstance(there, dict):
+        raise ValueError(f"{path} holds no configurations, so it is no file of nnU-Net's plans.")
+    if configuration not in there:
+        raise ValueError(f"{path} has no configuration {configuration!r}; it has {', '.join(there)}")
+
+
+def jobs_by_gpu(jobs: list[FoldJob], gpus: Sequence[str]) -> dict[str, list[FoldJob]]:
+    """The jobs dealt out to the GPUs in turn; without GPUs, all of them under the empty name."""
+    return {gpu: jobs[i :: len(gpus)] for i, gpu in enumerate(gpus)} if gpus else {"": jobs}
+
+
+def command_line(job: FoldJob, gpu: str) -> str:
+    """The line to type in a shell that goes on with the job; `gpu` may be empty."""
+    return (f"CUDA_VISIBLE_DEVICES={shlex.quote(gpu)} " if gpu else "") + shlex.join(job.command)
+
+
+def length_notes(trainers: Sequence[str]) -> list[str]:
+    """Sentences about trainings of unequal length: in the paper, every method is trained for the same epochs."""
+    if STOCK not in trainers:
+        return []
+    ours = [trainer for trainer in trainers if trainer.startswith(OURS)]
+    lengths = [int(found[1]) if (found := re.search(r"_([0-9]+)epochs", name)) else OUR_EPOCHS for name in ours]
+    return [
+        f"{STOCK} trains for {STOCK_EPOCHS} epochs, {name} for {epochs}; of equal length, as in the paper, is "
+        f"nnUNetTrainer_{epochs}epochs"
+        for name, epochs in zip(ours, lengths, strict=True)
+        if epochs in STOCK_LENGTHS
+    ]
+
+
+def run_jobs(jobs: Mapping[str, Sequence[FoldJob]]) -> Outcome:
+    """Run the jobs of each GPU one after the other, the GPUs side by side. Each command is printed as it starts.
+
+    A signal is passed on to the running commands, which are waited for; no other is started then.
+
+    Args:
+        jobs: by GPU, as `jobs_by_gpu` gives them.
+
+    Raises:
+        ValueError: nnU-Net's command is not found.
+        Stopped: a signal came.
+    """
+    if not shutil.which("nnUNetv2_train"):
+        raise ValueError("nnUNetv2_train is not on the PATH. Activate nnU-Net's environment.")
+    outcome = Outcome([], [])
+
+    def run_in_turn(gpu: str, run: Callable[..., int]) -> None:
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+        for planned in jobs[gpu]:
+            job = planned.refreshed()
+            if job.state == "finished":
+                print(f"# finished in the meantime: {job.name}", flush=True)
+                continue
+            if owner := job.owner():
+                outcome.left.append(f"{job.name} is left out, as it is being trained: {owner}")
+                continue
+            _warn_if_busy(job)
+            print(command_line(job, gpu), flush=True)
+            code = run(job.command, environment, f"[GPU {gpu}] " if len(jobs) > 1 else "")
+            if code == PREEMPTED:
+                outcome.left.append(f"{job.name} was interrupted; to go on: {command_line(job.refreshed(), gpu)}")
+            elif code:
+                outcome.failed.append(f"{job.name} ended with {code}: {command_line(job, gpu)}")
+
+    with Commands() as commands, ThreadPoolExecutor(len(jobs)) as pool:
+        for future in [pool.submit(run_in_turn, gpu, commands.run) for gpu in jobs]:
+            future.result()
+    return outcome
+
+
+def _warn_if_busy(job: FoldJob) -> None:
+    """Warn of another training in the folder: nnU-Net's own trainers do not notice one another."""
+    logs = [path.stat().st_mtime for path in (job.model / f"fold_{job.fold}").glob("training_log_*.txt")]
+    if logs and (age := time.time() - max(logs)) < BUSY_SECONDS:
+        print(
+            f"dinomed3d: warning: {job.name}: its training log was written {max(age, 0):.0f} s ago. If that training "
+            "still runs, stop one of the two, as both write to one folder.",
+            file=sys.stderr,
+            flush=True,
+        )
