@@ -187,8 +187,13 @@ def test_a_resumed_training_draws_the_same_picture(
     resumed.logger.plot_progress_png(resumed.output_folder)
     assert curves(saved[-1]) == curves(saved[-2])
     assert [marks(axis) for axis in saved[-1].axes] == [marks(axis) for axis in saved[-2].axes]
-    log = read_logs(Path(trained.output_folder)).finished.values()
-    assert [epoch.pseudo_dice for epoch in log] == pytest.approx(dice, abs=1e-4), "the text log is nnU-Net's"
+    log = read_logs(Path(trained.output_folder))
+    written = [epoch.pseudo_dice for epoch in log.finished.values()]
+    assert written == pytest.approx(dice, abs=1e-4), "the text log is nnU-Net's"
+    parameters = list(trained.module.parameters())
+    assert log.parameters == dict.fromkeys((1, 2), sum(p.numel() for p in parameters))
+    assert log.trained[2] == sum(p.numel() for p in parameters if p.requires_grad)
+    assert log.trained[1] > log.trained[2] > 0
 
 
 def test_trainers_of_one_stage(make_trainer: Callable[..., nnUNetTrainerDINOMed3D], saved: list[Figure]) -> None:
