@@ -20,7 +20,7 @@ from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.commands import main as cli
 from nnunetv2_dinomed3d.commands.main import COMMANDS, HANDLER, main, parser_for
 from nnunetv2_dinomed3d.commands.trainer_path import trainer_folder
-from tests.test_evaluation_cases import NAME, truth_of, write_map, write_results
+from tests.evaluation_results import NAME, reference_of, write_map, write_results
 
 PROGRAM = str(Path(sysconfig.get_path("scripts"), "dinomed3d"))
 NANO = "nnUNetTrainerDINOMed3D_nano"
@@ -72,10 +72,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DINOMED3D_WEIGHTS", "DINOMED3D_STAGE1", "DINOMED3D_SEED", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     for folder in ("gt", "pr"):
-        write_map(tmp_path / folder / "c.nii.gz", truth_of(0))
+        write_map(tmp_path / folder / "c.nii.gz", reference_of(0))
     (tmp_path / "gt" / "dataset.json").write_text('{"labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}')
-    write_map(tmp_path / "gt" / "c.nii.gz", (truth_of(0) == 1).astype(np.uint8))
-    write_map(tmp_path / "pr" / "c.nii.gz", (truth_of(1) == 1).astype(np.uint8))
+    write_map(tmp_path / "gt" / "c.nii.gz", (reference_of(0) == 1).astype(np.uint8))
+    write_map(tmp_path / "pr" / "c.nii.gz", (reference_of(1) == 1).astype(np.uint8))
     return tmp_path
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from nnunetv2_dinomed3d.commands.crossval import STOCK_LENGTHS, add_arguments, like_for_like, run_crossval
 from nnunetv2_dinomed3d.folder_lock import LOCK, Owner
-from tests.test_evaluation_cases import NAME, fold_folder, write_results
+from tests.evaluation_results import NAME, fold_folder, write_results
 
 FAKE = """#!{python}
 import json, os, sys, time
