@@ -268,91 +268,15 @@ def test_a_signal_to_the_whole_group_ends_it_in_one_line(root: Path) -> None:
     assert not Path("compare").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("case_0", "case_0"),
-        ("_x_ *y* `z`", "\\_x\\_ \\*y\\* \\`z\\`"),
-        ("# a", "\\# a"),
-        ("- a", "\\- a"),
-        ("1. a", "1\\. a"),
-        ("> a", "\\> a"),
-        ("<img src=x>", "\\<img src=x>"),
-        ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
-        ("a\nb\x1b", "a\\\\nb\\\\x1b"),
-        ("$x$ ~~y~~", "\\$x\\$ \\~\\~y\\~\\~"),
-        ("www.e.com https://e", "www\\.e.com https\\://e"),
-        ("[0.1, 0.2] < 3", "[0.1, 0.2] < 3"),
-    ],
-)
-def test_markdown_takes_no_text_for_markup(text: str, shown: str) -> None:
-    assert markdown_line(text) == shown
-
-
-def test_every_block_of_a_document_is_escaped() -> None:
-    name = "<i>|\n# x"
-    blocks = [Heading(name), Paragraph(name), Bullets([name]), Grid([name], [[name]])]
-    text, page = to_markdown(blocks, Path()), to_html(blocks, name)
-    assert text.count("\\<i>") == 5
-    assert "\n# x" not in text
-    assert text.count("| \\<i>\\|\\\\n# x |") == 2
-    assert page.count("&lt;i&gt;|\\n# x") == 6
-    assert "<i>" not in page
-
-
-def test_cells_are_no_formulas_and_numbers_stay_numbers() -> None:
-    for text in ("=1+1", "+1", "-1", "@x", "  =1", "\uff1d1"):
-        assert str(cell(text)).startswith("'")
-    assert [cell(value) for value in (-0.5, 3, None, "case_0", "a\tb", "\t=1")] == [
-        *(-0.5, 3, None, "case_0", "a\\tb", "\\t=1")
-    ]
-
-
-def test_names_in_figures_are_no_tex_and_not_too_long() -> None:
-    assert drawn("$\\frac{a$") == "\\$\\frac{a\\$"
-    assert drawn("_hidden") == " _hidden"
-    assert len(drawn("x" * 500)) <= 60
-
-
-def test_places_name_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = tmp_path / "home" / "alice"
-    (home / "work").mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("nnUNet_results", str(home / "results"))
-    monkeypatch.chdir(home / "work")
-    assert place(home / "results" / "D" / "x") == "nnUNet_results/D/x"
-    assert place(Path("pr")) == place(home / "work" / "pr") == "pr"
-    assert place(home / "elsewhere" / "pr") == ".../pr"
-    assert place(home) == "~"
-    assert without_places(f"m={home}/pr") == "m=.../pr"
-    assert without_places(f"-o{home}/work/out") == "-oout"
-    assert without_places("m=../../alice/pr") == "m=.../pr"
-    assert without_places("m=pr") == "m=pr"
-    monkeypatch.chdir(tmp_path)
-    assert place(home / "pr") == ".../pr", "also where the current folder lies above the user's"
-
-
 def test_compare_imports_nothing_heavy_for_its_help() -> None:
     code = (
-        "import sys\nfrom nnunetv2_dinomed3d.commands.main import parser_for\nparser_for(['compare'])\n"
+        "import sys\nfrom nnunetv2_dinomed3d.commands.main import command_parser\ncommand_parser('compare')\n"
         "print(sorted({'torch', 'nnunetv2', 'scipy', 'matplotlib', 'SimpleITK'} & set(sys.modules)))\n"
         "import nnunetv2_dinomed3d.evaluation.measure, nnunetv2_dinomed3d.evaluation.report\n"
         "print(sorted({'torch', 'nnunetv2', 'nnunetv2_dinomed3d.trainers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n[]\n"
-
-
-def test_a_label_has_one_colour_and_no_model_has_it() -> None:
-    from nnunetv2_dinomed3d.evaluation.figures import colour, label_colours, model_colour, value_colours
-    from nnunetv2_dinomed3d.nnunet_files import Description
-
-    labels = {"whole": (1, 2, 4), "late": (4,), "core": (2, 4), "too": (1, 4)}
-    description = Description(labels, frozenset({0, 1, 2, 4}), 5, ".nii.gz")
-    assert value_colours(description) == {1: colour(0), 2: colour(1), 4: colour(2), 5: colour(3)}, "as look has them"
-    found = {"too": colour(0), "core": colour(1), "late": colour(2), "whole": colour(4)}
-    assert label_colours(description) == found, "of a region, that of the value that shows it"
-    assert not {colour(i) for i in range(10)} & {model_colour(i) for i in range(8)}
 
 
 def test_pictures_show_what_was_measured(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

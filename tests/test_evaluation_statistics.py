@@ -24,9 +24,11 @@ FIRST = [0.80, 0.71, 0.92, 0.64, 0.88, 0.79, 0.95, 0.60]
 SECOND = [0.83, 0.70, 0.94, 0.70, 0.88, 0.86, 0.96, 0.69]
 
 
-def measurement(case: int, model: str, label: str, value: float, state: State = "measured") -> Measurement:
+def measurement(
+    case: int, model: str, label: str, value: float, state: State = "measured", reference_ml: float = 1.0
+) -> Measurement:
     """Dice `value`, HD95 10 times as much, volumes 1 ml and `value` ml."""
-    return Measurement(f"case_{case}", model, label, Scores(state, value, 10 * value, value, 1.0, value))
+    return Measurement(f"case_{case}", model, label, Scores(state, value, 10 * value, value, reference_ml, value))
 
 
 def pairs(first: list[float], second: list[float], label: str = "a") -> list[Measurement]:
