@@ -31,7 +31,7 @@ from benchmarks.measure import flops, saved_bytes, seconds, training_step
 from benchmarks.networks import build
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, adapter
 from nnunetv2_dinomed3d.network_architecture import dinomed3d as network
-from nnunetv2_dinomed3d.trainers.dinomed3d import trainer
+from nnunetv2_dinomed3d.trainers.dinomed3d import slabs
 
 DATASET = "Dataset004_Hippocampus"
 PLANS = "nnUNetPlansSmall"
@@ -108,7 +108,7 @@ class Choice:
 
 def _as_nnunet(self: Any) -> tuple:
     """Stage 1's rotation by any angle and flips along all axes."""
-    with mock.patch.multiple(trainer, IN_PLANE_ROTATION=(-np.pi, np.pi), FLIPPED_AXES=(0, 1, 2)):
+    with mock.patch.multiple(slabs, IN_PLANE_ROTATION=(-np.pi, np.pi), FLIPPED_AXES=(0, 1, 2)):
         return super(type(self), self).configure_rotation_dummyDA_mirroring_and_inital_patch_size()
 
 

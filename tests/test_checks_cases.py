@@ -15,14 +15,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_dinomed3d.trainers.harness.input_checks import (
-    Expected,
-    check_cases,
-    check_dataset_json,
-    check_folder,
-    check_split,
-    largest_raw_value,
-)
+from nnunetv2_dinomed3d.trainers.harness.case_checks import Expected, check_cases, largest_raw_value
+from nnunetv2_dinomed3d.trainers.harness.input_checks import check_dataset_json, check_folder, check_split
 
 SHAPE = (2, 6, 12, 10)
 LABELS = {"background": 0, "organ": 1, "tumour": 2}

@@ -44,11 +44,11 @@ class OnTwoRanks(nnUNetTrainerQuick):
         self.device, self.grad_scaler = torch.device("cpu"), None  # nnU-Net's is CUDA under DDP
         self.batch_sizes: list[int] = []
 
-    def _begin_stage(self, stage: int) -> None:
+    def begin_stage(self, stage: int) -> None:
         if stage == 2 and self.stage == 1:
             state = {name: t for name, t in self.module.state_dict().items() if name.startswith("encoder.")}
             assert_equal_on_all_ranks(state, "what stage 2 starts from")
-        super()._begin_stage(stage)
+        super().begin_stage(stage)
 
     def train_step(self, batch: dict) -> dict:
         output = super().train_step(batch)

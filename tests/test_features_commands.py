@@ -309,7 +309,7 @@ def test_what_lowres_predicted_is_input_of_both_stages(cascade: DataSet, stage: 
     """One channel a class, 1 where it was predicted; without it the second network of the cascade is the first."""
     kept = shutil.copytree(next_stage(cascade), tmp_path / "kept")
     trainer = cascade.trainer("3d_cascade_fullres")
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     parameter = trainer.module.encoder.ice.conv.weight if stage == 1 else trainer.module.detail.scale_1[0].weight
     try:
         for label in (1, 2):

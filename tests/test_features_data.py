@@ -123,7 +123,7 @@ def test_overlapping_regions_are_targets_of_their_own(regions: DataSet, stage: i
     """As classes, the core would be cut out of the whole, and the loss would let them compete."""
     finished(regions)
     trainer = regions.trainer()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     batch = next(trainer.get_dataloaders()[1])
     whole, core = batch["target"][:, 0] > 0, batch["target"][:, 1] > 0
     assert batch["target"].shape[1] == 2
@@ -182,7 +182,7 @@ def test_sparse_annotation_trains(sparsely_annotated: DataSet) -> None:
 def test_voxels_to_be_ignored_count_for_nothing(sparsely_annotated: DataSet, stage: int) -> None:
     """Learning "background" or a fourth class where nobody looked would ruin a sparse training."""
     trainer = sparsely_annotated.trainer()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     batch = next(trainer.get_dataloaders()[1])
     target = batch["target"]
     ignored = target == 3 if not trainer.label_manager.has_regions else target[:, -1:] > 0
@@ -197,7 +197,7 @@ def test_voxels_to_be_ignored_count_for_nothing(sparsely_annotated: DataSet, sta
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_batch_without_annotation_trains_on(sparsely_annotated: DataSet, stage: int) -> None:
     trainer = sparsely_annotated.trainer()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     trainer.module.train()
     batch = next(trainer.get_dataloaders()[0])
     if trainer.label_manager.has_regions:
@@ -324,7 +324,7 @@ def test_unusual_but_sound(
     finished(data, trainer)
     made = data.trainer(trainer=trainer)
     for stage in (1, 2):
-        made._begin_stage(stage)
+        made.begin_stage(stage)
         loader = made.get_dataloaders()[0]
         assert next(loader)["data"].shape[2:] == ((made.slab_depth, *patch[1:]) if stage == 1 else patch)
         apply_always(loader.data_loader.transforms)

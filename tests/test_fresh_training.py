@@ -27,7 +27,7 @@ def no_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("data was loaded")
 
     monkeypatch.setattr(nnUNetTrainerDINOMed3D, "get_dataloaders", loaded)
-    monkeypatch.setattr(nnUNetTrainerDINOMed3D, "_check_data", loaded)
+    monkeypatch.setattr(nnUNetTrainerDINOMed3D, "check_data", loaded)
 
 
 class SmallFromPretrained(nnUNetTrainerQuickBase):
@@ -99,8 +99,8 @@ def test_pretrained_weights_and_resume_win_over_dinov3(
 ) -> None:
     """And need no DINOv3 weights: they may not even be there."""
     monkeypatch.setenv("DINOMED3D_WEIGHTS", "/nowhere/weights.pth")
-    has_weights = dataclasses.replace(VARIANTS["nano"], weights_name="vit_small_patch16_dinov3")
-    monkeypatch.setitem(VARIANTS, "nano", has_weights)
+    weights_loaded = dataclasses.replace(VARIANTS["nano"], weights_name="vit_small_patch16_dinov3")
+    monkeypatch.setitem(VARIANTS, "nano", weights_loaded)
     final = shutil.copy(os.path.join(trained.output_folder, "checkpoint_final.pth"), tmp_path)
 
     fresh = make_trainer(nnUNetTrainerSeeded)

@@ -22,19 +22,20 @@ from torch._subclasses import FakeTensorMode
 
 from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.slab_embedding import PATCH, in_plane_scale
-from nnunetv2_dinomed3d.planning.patch_choice import CLIP_DEPTH, candidates, choose
+from nnunetv2_dinomed3d.network_architecture.token_grid import TOKEN_SIZE, in_plane_scale
+from nnunetv2_dinomed3d.planning.patch_choice import CLIP_DEPTH, candidates, choose_patch_and_batch
 from nnunetv2_dinomed3d.planning.planner import PLANS_NAME
 from nnunetv2_dinomed3d.planning.step_memory import (
     CUDA_RESERVE,
-    Memory,
+    MemoryUse,
+    Step,
     _CudaAutocast,
     _Storages,
     training_step_memory,
 )
 from nnunetv2_dinomed3d.planning.training_memory import TrainingMemory, memory_warning
-from nnunetv2_dinomed3d.trainers.dinomed3d import trainer as trainer_module
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness import trainer as trainer_module
 from nnunetv2_dinomed3d.trainers.registry import find_trainer, trainer_class
 from tests.conftest import DATASET, preprocess
 from tests.test_features_helpers import brief_trainers
@@ -84,7 +85,7 @@ def check_estimate(
 
     instance = make_trainer(with_patch)
     instance.initialize()
-    instance._begin_stage(stage)
+    instance.begin_stage(stage)
     instance.module.checkpoint_activations(checkpoint)
     instance.network.train()
     shape = (SLABS, 1, 3, *patch[1:]) if stage == 1 else (batch, 1, *patch)
@@ -92,9 +93,10 @@ def check_estimate(
     def build() -> DINOMed3D:
         network = build_dinomed3d(trainer.variant, 1, 2, patch)
         network.checkpoint_activations(checkpoint)
+        network.set_stage(stage, single_slab_input=stage == 1)
         return network
 
-    estimate = training_step_memory(build, stage, shape, "cpu").total
+    estimate = training_step_memory(Step("", build, shape), "cpu").total
     truth = measured(instance, shape)
     what = f"{trainer.variant} stage {stage} {shape} checkpoint {checkpoint}"
     print(f"{what}: estimate / measured {estimate / truth:.3f} of {truth / 1e6:.0f} MB")  # shown with pytest -rP
@@ -135,7 +137,7 @@ def kept_by_forward(device: str, stage: int, autocast: Callable[[], AbstractCont
     storages = _Storages()
     with FakeTensorMode(allow_non_fake_inputs=True), gpu:  # in this order: the mode makes do without a GPU
         network.to_empty(device=device).train()
-        network.set_stage(stage, bare_slabs=stage == 1)
+        network.set_stage(stage, single_slab_input=stage == 1)
         volume = torch.empty(2, 1, 3 if stage == 1 else 8, 96, 80, device=device)
         with storages, autocast():
             logits = network(volume)
@@ -155,12 +157,13 @@ def test_types_are_those_of_cuda_autocast(stage: int) -> None:
 
 def test_estimate_names_every_part() -> None:
     def build() -> DINOMed3D:
-        return build_dinomed3d("nano", 1, 2, (4, 16, 16))
+        network = build_dinomed3d("nano", 1, 2, (4, 16, 16))
+        network.set_stage(1, single_slab_input=True)
+        return network
 
     network = build()
-    network.set_stage(1)
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
-    memory = training_step_memory(build, 1, (2, 1, 3, 16, 16))  # so small that AdamW's step takes most
+    memory = training_step_memory(Step("", build, (2, 1, 3, 16, 16)))  # so small that AdamW's step takes most
     assert memory.gradients == trained
     assert 2 * trained <= memory.optimiser < 2.01 * trained
     assert memory.weights == sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
@@ -173,7 +176,7 @@ def test_candidates(median: tuple[float, ...]) -> None:
     assert all(lists)
     for patches in lists:
         scale = in_plane_scale(patches[0])
-        step = PATCH // scale
+        step = TOKEN_SIZE // scale
         assert {in_plane_scale(patch) for patch in patches} == {scale}
         assert patches == sorted(set(patches), reverse=True)
         for depth, height, width in patches:
@@ -203,7 +206,7 @@ def voxels(patch: tuple[int, int, int], batch: int) -> int:
     ],
 )
 def test_choice(budget: int, patch: tuple[int, int, int], batch: int) -> None:
-    assert choose((90, 512, 512), lambda patch: 6, budget, voxels) == (patch, batch)
+    assert choose_patch_and_batch((90, 512, 512), lambda patch: 6, budget, voxels) == (patch, batch)
 
 
 def test_few_estimates_are_made() -> None:
@@ -213,13 +216,13 @@ def test_few_estimates_are_made() -> None:
         asked.add((patch, batch))
         return voxels(patch, batch)
 
-    choose((90, 512, 512), lambda patch: 9, voxels((16, 400, 400), 2), cost)
+    choose_patch_and_batch((90, 512, 512), lambda patch: 9, voxels((16, 400, 400), 2), cost)
     assert len(asked) < 15
 
 
 def test_nothing_fits() -> None:
     with pytest.raises(ValueError, match=r"smallest patch, \[16, 64, 64\] with batch 2, fits 0.0 GB: it needs 0.0 GB"):
-        choose((90, 512, 512), lambda patch: 9, 1000, voxels)
+        choose_patch_and_batch((90, 512, 512), lambda patch: 9, 1000, voxels)
 
 
 def read(folder: Path, name: str) -> dict:
@@ -247,8 +250,8 @@ def test_plans_differ_in_patch_and_batch_alone(planned: Path, capsys: pytest.Cap
     output = capsys.readouterr().out
     header, stage1, stage2 = output[output.index("configuration ") :].splitlines()[:3]
     assert [word for word in header.split() if word in ("weights", "gradients", "optimiser", "activations")]
-    assert stage1.split()[:5] == ["3d_fullres", "9x32x28", "4", "slabs", "1"]
-    assert stage2.split()[:5] == ["3d_fullres", "9x32x28", "4", "2", "2"]
+    assert stage1.split()[:6] == ["3d_fullres", "9x32x28", "4", "slabs", "stage", "1"]
+    assert stage2.split()[:6] == ["3d_fullres", "9x32x28", "4", "2", "stage", "2"]
     assert stage1.split()[-1] == stage2.split()[-1] == "yes"
 
 
@@ -288,7 +291,6 @@ def spoiled(plans: dict, **changes: object) -> dict:
         (["-d", "902"], "No data set '902'"),
         (["-d", "901", "-p", "otherPlans"], "otherPlans.json does not exist.*nnUNetv2_plan_and_preprocess"),
         (["-d", "901", "-gpu_memory_target", "1"], "Not even the smallest patch, .* fits 1.0 GB"),
-        (["-d", "901", "-tr", "nnUNetTrainer"], "nnUNetTrainer trains another network: it does not derive from nnUN"),
         (["-d", "901", "-tr", "no_such"], "There is no trainer 'no_such'. .*nnUNet_extTrainer"),
         (["-d", "901", "-tr", "nnUNetTrainerDINOMed3D_s"], "Is nnUNetTrainerDINOMed3D_S meant"),
         (["-d", "901", "-p", "flatPlans"], "flatPlans of Dataset901_Test has only 2D configurations \\(2d\\)"),
@@ -333,9 +335,9 @@ def test_memory_that_no_gpu_has(target: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def by_voxels(build: Callable, stage: int, batch_shape: tuple[int, ...]) -> Memory:
+def by_voxels(step: Step) -> MemoryUse:
     """A quick estimate."""
-    return Memory(0, 0, 0, 100 * math.prod(batch_shape), 0)
+    return MemoryUse(0, 0, 0, 100 * math.prod(step.batch_shape), 0)
 
 
 OWN = """
@@ -361,8 +363,8 @@ def test_a_users_own_trainer_and_preprocessed_data_alone(
     assert output.startswith("Planning for nnUNetTrainerMine on a GPU of 8.0 GB.")
     assert "Searching" not in output
     assert "nnUNetv2_train 901 3d_fullres 0 -tr nnUNetTrainerMine -p nnUNetDINOMed3DPlans" in output
-    assert "Not planned, being 2D: 2d." in output
-    assert re.search(r"3d_fullres leaves \d\.\d of 8\.0 GB free: a patch is at most a case", output)
+    assert "Not planned, as they are 2D: 2d." in output
+    assert re.search(r"3d_fullres leaves \d\.\d of 8\.0 GB free. A patch is at most as large as a case", output)
     assert read(tmp_path / "preprocessed" / DATASET, PLANS_NAME)["dinomed3d"]["trainer"] == "nnUNetTrainerMine"
 
 
@@ -461,10 +463,10 @@ def test_the_log_has_the_warning(
 ) -> None:
     monkeypatch.setattr(trainer_module, "visible_gpu_memory", lambda: CUDA_RESERVE)
     trainer = make_trainer(nnUNetTrainerQuick)
-    trainer._check_memory()
+    trainer.check_memory()
     assert "WARNING" not in capsys.readouterr().out  # there is no such limit on a CPU
     trainer.device = torch.device("cuda")
-    trainer._check_memory()
+    trainer.check_memory()
     assert "WARNING: Patch" in capsys.readouterr().out
 
 

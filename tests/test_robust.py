@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from nnunetv2_dinomed3d.processes import PREEMPTED
-from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.harness.checkpoint_files import replace_durably
 from nnunetv2_dinomed3d.weights.archive import require_sound_archive
 from tests.processes import await_end_of_session
@@ -346,12 +347,12 @@ def test_float16_with_a_scaler_where_bfloat16_is_missing(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on older GPUs: nnU-Net's autocast and scaler around a ViT in float32."""
-    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.dinomed3d.has_bfloat16", lambda device_type: False)
+    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.efficiency.precision.has_bfloat16", lambda device_type: False)
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
     scaler = torch.amp.GradScaler("cpu")
     for stage, shape in ((1, (2, 1, 3, 32, 28)), (2, (1, 1, 4, 32, 28))):
-        trainer._begin_stage(stage)
+        trainer.begin_stage(stage)
         trainer.network.train()
         trainer.optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.float16):

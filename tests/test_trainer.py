@@ -13,9 +13,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import STAGE1_BEST, autocast_dtype, nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.dinomed3d.variants import sizes
 from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.trainers.harness.trainer import autocast_dtype
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
@@ -47,7 +49,7 @@ def test_stage2_starts_from_the_best_epoch_of_stage1_and_leaves_it_alone(trained
 def test_batches_optimiser_and_loss_of_a_stage(make_trainer: MakeTrainer, stage: int) -> None:
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     batch = next(trainer.get_dataloaders()[0])
     patch = trainer.configuration_manager.patch_size
     if stage == 1:
@@ -68,7 +70,7 @@ def test_batches_optimiser_and_loss_of_a_stage(make_trainer: MakeTrainer, stage:
 def test_gradients_are_clipped_at_1(make_trainer: MakeTrainer, stage: int) -> None:
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     parameters = trainer.optimizer.param_groups[0]["params"]
     trainer._check_gradients()
     for parameter in parameters:
@@ -104,7 +106,7 @@ def test_inference_mirrors_as_stage_2_trains(make_trainer: MakeTrainer) -> None:
     assert np.allclose(stage1[0], (-np.pi / 12, np.pi / 12)), "a ViT knows up from down"
     assert stage1[3] == (2,)
     assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
-    trainer._begin_stage(2)
+    trainer.begin_stage(2)
     assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)
 
 
@@ -125,7 +127,7 @@ def test_even_slabs_are_not_mirrored_in_depth(make_trainer: MakeTrainer) -> None
     trainer = make_trainer(Even)
     trainer.initialize()
     for stage, axes in ((1, (2,)), (2, (1, 2))):
-        trainer._begin_stage(stage)
+        trainer.begin_stage(stage)
         assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == axes
         assert trainer.inference_allowed_mirroring_axes == (1, 2)
 
@@ -241,7 +243,7 @@ def test_building_needs_no_weights(
     with torch.device("meta"):
         network = nnUNetTrainerDINOMed3D.build_network_architecture(plans, configuration, 1, 2, False)
     assert network.stage == 2
-    assert not network.has_weights
+    assert not network.weights_loaded
 
 
 def test_a_2d_configuration_is_refused_before_anything_is_written(make_trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import stop_workers
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.loader_workers import stop_workers
 from nnunetv2_dinomed3d.trainers.harness.whole_cases import Window, evenly, only_rows, starts_along, windows_of_case
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
@@ -80,7 +80,7 @@ def counts(trainer: nnUNetTrainerDINOMed3D) -> tuple[np.ndarray, list[str]]:
 def stage(trainer: nnUNetTrainerDINOMed3D, number: int) -> None:
     if not trainer.was_initialized:
         trainer.initialize()
-    trainer._begin_stage(number)
+    trainer.begin_stage(number)
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
 
 

@@ -11,11 +11,11 @@ def __getattr__(name: str) -> type:
         from nnunetv2_dinomed3d.versions import require_supported_versions
 
         require_supported_versions()
-        from nnunetv2_dinomed3d.trainers.registry import UnknownTrainerError, is_named_elsewhere, trainer_class
+        from nnunetv2_dinomed3d.trainers.registry import UnknownTrainerError, defined_by_user, trainer_class
 
         try:
             return trainer_class(name)
         except UnknownTrainerError:
-            if not is_named_elsewhere(name):
+            if not defined_by_user(name):
                 raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
-from nnunetv2_dinomed3d.network_architecture.slab_embedding import in_plane_scale
+from nnunetv2_dinomed3d.network_architecture.token_grid import in_plane_scale
 from nnunetv2_dinomed3d.planning.step_memory import MemoryUse
 from nnunetv2_dinomed3d.planning.training_memory import GB, MAX_DATASET_COVERED, PatchAndBatch
 from nnunetv2_dinomed3d.text import printable

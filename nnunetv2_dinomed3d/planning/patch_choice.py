@@ -4,10 +4,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
-from nnunetv2_dinomed3d.network_architecture.slab_embedding import (
+from nnunetv2_dinomed3d.network_architecture.token_grid import (
     PAPERS_SIDE,
-    PATCH,
     SCALES,
+    TOKEN_SIZE,
     in_plane_scale,
     padded_side,
 )
@@ -39,7 +39,7 @@ def candidates(median_shape: Sequence[float]) -> list[list[PatchSize]]:
     longest = max(in_plane)
     lists = []
     for scale in SCALES:
-        step = PATCH // scale
+        step = TOKEN_SIZE // scale
         patches = []
         for longer in range(padded_side(longest, scale), min(longest, MIN_SIDE) - 1, -step):
             share = min(longer, longest) / longest

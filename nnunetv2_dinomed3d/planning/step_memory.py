@@ -21,8 +21,8 @@ CUDA_RESERVE = 10**9
 """Bytes that a process on a GPU takes beside its tensors: CUDA's context, its libraries. An assumption."""
 
 CONVOLUTION_WORKSPACE = {torch.ops.aten.convolution.default: 1, torch.ops.aten.convolution_backward.default: 3}
-"""Memory that convolutions take for a moment on CUDA (copies in another layout, scratch), in bytes of their operands. An
-assumption."""
+"""Memory that convolutions take for a moment on CUDA (copies in another layout, scratch), as multiples of the bytes of
+their operands. An assumption."""
 
 DeviceType = Literal["cpu", "cuda"]
 

@@ -22,7 +22,7 @@ from nnunetv2_dinomed3d.trainers.dinomed3d.variants import ablations, lengths, r
 
 BASE = nnUNetTrainerDINOMed3D.__name__
 
-THEMES: dict[str, tuple[type[nnUNetTrainerDINOMed3D], ...]] = {
+SUFFIX_GROUPS: dict[str, tuple[type[nnUNetTrainerDINOMed3D], ...]] = {
     "size": (
         sizes.nnUNetTrainerDINOMed3D_nano,
         sizes.nnUNetTrainerDINOMed3D_T,
@@ -77,7 +77,7 @@ def trainer_class(name: str) -> type[nnUNetTrainerDINOMed3D]:
     if not match:
         raise UnknownTrainerError(f"There is no trainer {name!r}. {_meant(name)}{_own(name)} {_names()}")
     suffixes = [group for group in match.groups() if group]
-    classes = {suffix(trainer): trainer for trainers in THEMES.values() for trainer in trainers}
+    classes = {suffix(trainer): trainer for trainers in SUFFIX_GROUPS.values() for trainer in trainers}
     bases = [classes[group] for group in suffixes]
     if len(bases) < 2:
         return bases[0] if bases else nnUNetTrainerDINOMed3D
@@ -86,7 +86,7 @@ def trainer_class(name: str) -> type[nnUNetTrainerDINOMed3D]:
 
 def _match(name: str) -> re.Match | None:
     """A name of ours, with a group for each theme."""
-    parts = "".join(f"({'|'.join(suffix(trainer) for trainer in trainers)})?" for trainers in THEMES.values())
+    parts = "".join(f"({'|'.join(suffix(trainer) for trainer in trainers)})?" for trainers in SUFFIX_GROUPS.values())
     return re.fullmatch(BASE + parts, name)
 
 
@@ -94,7 +94,8 @@ def _meant(name: str) -> str:
     """A question for a name whose suffixes are nearly ours, or in another order."""
     if not name.lower().startswith(BASE.lower()):
         return ""
-    known = {suffix(trainer)[1:].lower(): suffix(trainer) for trainers in THEMES.values() for trainer in trainers}
+    suffixes = [suffix(trainer) for trainers in SUFFIX_GROUPS.values() for trainer in trainers]
+    known = {word[1:].lower(): word for word in suffixes}
     words = name[len(BASE) :].lower().strip("_").split("_")
     found = []
     while words and words != [""]:
@@ -106,8 +107,7 @@ def _meant(name: str) -> str:
                 break
         else:
             return ""
-    order = [suffix(trainer) for trainers in THEMES.values() for trainer in trainers]
-    meant = BASE + "".join(sorted(set(found), key=order.index))
+    meant = BASE + "".join(sorted(set(found), key=suffixes.index))
     return f"Is {meant} meant? " if _match(meant) else ""  # not where two are of one kind
 
 
@@ -119,11 +119,11 @@ def _own(name: str) -> str:
 
 
 def _names() -> str:
-    themes = "; ".join(f"{theme}: {', '.join(map(suffix, trainers))}" for theme, trainers in THEMES.items())
+    themes = "; ".join(f"{theme}: {', '.join(map(suffix, trainers))}" for theme, trainers in SUFFIX_GROUPS.items())
     return f"There are {BASE} and, with at most one suffix of each kind, in this order: {themes}."
 
 
-def is_named_elsewhere(name: str) -> bool:
+def defined_by_user(name: str) -> bool:
     """Whether a file of nnU-Net's own trainers or of the user's (``nnUNet_extTrainer``) has the name in it."""
     folders = [*stock_trainers.__path__, *os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)]
     word = re.compile(rf"\b{re.escape(name)}\b")

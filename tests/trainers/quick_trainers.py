@@ -15,7 +15,7 @@ class nnUNetTrainerQuick(nnUNetTrainerDINOMed3D_nano):
     iterations_per_epoch = 2
     val_iterations_per_epoch = 1
     slab_batch_size = 4
-    latest_every = 1
+    save_latest_every = 1
 
 
 class nnUNetTrainerSeeded(nnUNetTrainerQuick):

@@ -1,13 +1,10 @@
-"""When which stage is trained, and with which learning rate (DINO-Med3D, training recipe)."""
+"""Stages of a training: their order, lengths and initial learning rates (DINO-Med3D, section 3.2)."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-import torch
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+Stage = Literal[1, 2]
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Schedule:
         """Epochs of the whole training."""
         return self.stage1.epochs + self.stage2.epochs
 
-    def stage(self, epoch: int) -> int:
+    def stage(self, epoch: int) -> Stage:
         """Stage (1 or 2) that trains in ``epoch``."""
         return 1 if epoch < self.stage1.epochs or self.stage2.epochs == 0 else 2
 
@@ -51,70 +48,36 @@ class Schedule:
         """The same number of epochs, of which stage 1 had the first ``epochs``; stage 2 gets the others."""
         return Schedule(replace(self.stage1, epochs=epochs), replace(self.stage2, epochs=self.epochs - epochs))
 
+    def of_checkpoint(self, checkpoint: Mapping[str, Any]) -> "Schedule":
+        """The schedule of the training that wrote a checkpoint: these learning rates, its lengths of the stages."""
+        args = checkpoint["init_args"]
+        epochs, record = args.get("epochs"), args.get("stage1")
+        if epochs is not None:
+            return Schedule(replace(self.stage1, epochs=epochs[0]), replace(self.stage2, epochs=epochs[1]))
+        # of a version that did not say
+        if not record:
+            return self
+        schedule = self.without(1) if "file" in record else self.with_stage1_ended(record["epochs"])
+        trained = checkpoint["current_epoch"] - schedule.stage1.epochs
+        return replace(schedule, stage2=replace(self.stage2, epochs=max(schedule.stage2.epochs, trained, 1)))
 
-def moving_average(past: Sequence[float], dice: float) -> float:
-    """nnU-Net's moving average of the Dice after an epoch with ``dice``.
+    def require_same(self, own: "Schedule", stage1: Mapping[str, Any], trainer: str) -> None:
+        """Refuse to go on with other lengths of the stages than the training began with.
 
-    NaN is the Dice of validation batches that had nothing to score (no foreground, neither there nor predicted, or no
-    annotation): it leaves the average as it was, where nnU-Net's would be NaN for the rest of the training.
+        Args:
+            own: the trainer's schedule now.
+            stage1: the checkpoint's record of stage 1; empty while it is trained.
+            trainer: its name.
 
-    Args:
-        past: averages of the stage's epochs before.
-        dice: of this epoch.
-    """
-    known = [average for average in past if not math.isnan(average)]
-    if not known:
-        return dice
-    return known[-1] if math.isnan(dice) else 0.9 * known[-1] + 0.1 * dice
-
-
-class StagePolyLRScheduler(PolyLRScheduler):
-    """nnU-Net's poly schedule over the epochs of one stage.
-
-    Args:
-        optimizer: of the stage.
-        recipe: of the stage.
-        first_epoch: epoch at which the stage begins; `step` takes epochs of the whole training.
-    """
-
-    def __init__(self, optimizer: Optimizer, recipe: Recipe, first_epoch: int) -> None:
-        self.first_epoch = first_epoch
-        super().__init__(optimizer, recipe.lr, recipe.epochs)
-
-    def step(self, current_step: int | None = None) -> None:
-        """Set the learning rate of epoch ``current_step``; without one (PyTorch's own call), of the next step."""
-        super().step(None if current_step is None else current_step - self.first_epoch)
-
-
-def plateau_lr(lr: float, metrics: Sequence[float], patience: int) -> float:
-    """The learning rate that PyTorch's `ReduceLROnPlateau` has after these metrics of past epochs (more is better)."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr)
-    scheduler = ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=patience)
-    for metric in metrics:
-        scheduler.step(metric)
-    return optimizer.param_groups[0]["lr"]
-
-
-class PlateauLRScheduler:
-    """Halves the learning rate when a metric has not risen for a while.
-
-    Computed anew from the logged history in each epoch: nnU-Net's checkpoints hold no state of a scheduler.
-
-    Args:
-        optimizer: of the stage.
-        lr: initial.
-        patience: epochs without a rise that are put up with.
-        history: gives the metric of each past epoch of the stage.
-    """
-
-    def __init__(self, optimizer: Optimizer, lr: float, patience: int, history: Callable[[], Sequence[float]]) -> None:
-        self.optimizer, self.lr, self.patience, self.history = optimizer, lr, patience, history
-
-    def current_lr(self) -> float:
-        """The learning rate of the epoch that begins."""
-        return plateau_lr(self.lr, self.history(), self.patience)
-
-    def step(self, epoch: int) -> None:
-        """Set the learning rate of the epoch that begins."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.current_lr()
+        Raises:
+            ValueError: the lengths differ.
+        """
+        if "file" in stage1:
+            own = own.without(1)
+        ended_early = "epochs" in stage1 and self.epochs == own.epochs and self.stage1.epochs < own.stage1.epochs
+        if self != own and not ended_early:
+            raise ValueError(
+                f"This training began with {self.stage1.epochs} + {self.stage2.epochs} epochs (stage 1 + stage 2), and "
+                f"{trainer} now has {own.stage1.epochs} + {own.stage2.epochs}: the learning rate would jump. Set its "
+                "stage1_epochs and stage2_epochs back to go on with --c, or train anew (without --c)."
+            )

@@ -5,28 +5,64 @@ from its middle. So a slab's neighbours are real slices, an intensity change is 
 blur, which pads by reflection, has the depth it needs. Arrays here are ``(c, d, h, w)`` per sample.
 """
 
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+import numpy as np
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
-from nnunetv2_dinomed3d.trainers.harness.randomness import derived_seed
+from nnunetv2_dinomed3d.trainers.harness.loader_workers import start_workers
 
-MARGIN = 4
+BLUR_MARGIN = 4
 """Slices, at least, by which the loaded patch is deeper than the slab."""
+
+
+IN_PLANE_ROTATION = (-np.pi / 12, np.pi / 12)
+"""Rotation of slabs: within the released code's 15 degrees, since a ViT knows up from down (docs/decisions.md)."""
+IN_PLANE_SCALING = (0.85, 1.25)
+"""Scaling of nnU-Net's in-plane ('dummy 2D') augmentation, the range its loader reserves room for."""
+FLIPPED_AXES = (2,)
+"""Spatial axes along which slabs are mirrored: the last one, horizontally."""
 
 
 def loaded_depth(slab_depth: int) -> int:
     """Slices of the patch that is loaded for a slab of K: odd, so that it has a middle, and at least K + 4."""
-    depth = slab_depth + MARGIN
+    depth = slab_depth + BLUR_MARGIN
     return depth if depth % 2 else depth + 1
+
+
+class Augmentation(NamedTuple):
+    """nnU-Net's settings of augmentation, in its order.
+
+    Attributes:
+        rotation: in radians: one range, or one for each axis.
+        dummy_2d: whether augmentation is in plane.
+        initial_patch_size: ``(D, H, W)`` that is loaded, with room for rotation and scaling.
+        mirror_axes: spatial axes to flip along; None for none.
+    """
+
+    rotation: Any
+    dummy_2d: bool
+    initial_patch_size: Sequence[int]
+    mirror_axes: tuple[int, ...] | None
+
+
+def slab_augmentation(configuration: ConfigurationManager, mirror_axes: tuple[int, ...] | None) -> Augmentation:
+    """Augmentation of slabs: rotation and scaling in plane, horizontal flips.
+
+    Args:
+        configuration: `slab_configuration`'s.
+        mirror_axes: of patches; others are not flipped along.
+    """
+    depth, *in_plane = configuration.patch_size
+    in_plane = get_patch_size(in_plane, IN_PLANE_ROTATION, (0, 0), (0, 0), IN_PLANE_SCALING)
+    axes = tuple(axis for axis in mirror_axes or () if axis in FLIPPED_AXES) or None
+    return Augmentation(IN_PLANE_ROTATION, True, [depth, *in_plane], axes)
 
 
 def slab_configuration(
@@ -44,7 +80,21 @@ def slab_configuration(
     )
 
 
-class CutSlab(BasicTransform):
+def check_mirroring(slab_depth: int, mirror_axes: Sequence[int] | None) -> None:
+    """Refuse mirroring along the slices for even K.
+
+    Raises:
+        ValueError: the central slice of a slab would move.
+    """
+    if slab_depth % 2 == 0 and mirror_axes is not None and 0 in mirror_axes:
+        raise ValueError(
+            f"This trainer mirrors along axes {tuple(mirror_axes)} with slabs of K = {slab_depth} slices: for even K, "
+            "mirroring along axis 0 moves the central slice, whose label is trained on. Leave axis 0 out, or use an "
+            "odd K."
+        )
+
+
+class CropSlab(BasicTransform):
     """Keep the slab around the middle slice; the target is the middle slice.
 
     Args:
@@ -68,9 +118,10 @@ class CutSlab(BasicTransform):
 
 def slab_loader(
     dataset: Any,
-    batch_size: int,
     initial_patch_size: Sequence[int],
     patch_size: Sequence[int],
+    *,
+    batch_size: int,
     label_manager: Any,
     transforms: BasicTransform,
     slab_depth: int,
@@ -81,11 +132,11 @@ def slab_loader(
 
     Args:
         dataset: nnU-Net's, of the cases to draw from.
-        batch_size: slabs in a batch.
         initial_patch_size: ``(D, H, W)`` loaded, ``D`` as `loaded_depth` says.
         patch_size: ``(D, H, W)`` that ``transforms`` leaves.
+        batch_size: slabs in a batch.
         label_manager: nnU-Net's.
-        transforms: nnU-Net's for such a patch; `CutSlab` follows them.
+        transforms: nnU-Net's for such a patch; `CropSlab` follows them.
         slab_depth: K.
         oversample_foreground_percent, probabilistic_oversampling: nnU-Net's foreground oversampling.
     """
@@ -98,51 +149,37 @@ def slab_loader(
         oversample_foreground_percent=oversample_foreground_percent,
         pad_sides=(patch_size[0] - 1, 0, 0),
         probabilistic_oversampling=probabilistic_oversampling,
-        transforms=ComposeTransforms([transforms, CutSlab(slab_depth)]),
+        transforms=ComposeTransforms([transforms, CropSlab(slab_depth)]),
     )
 
 
-def start_workers(loader: nnUNetDataLoader, processes: int, num_cached: int, pin_memory: bool) -> Iterator[dict]:
-    """Run a loader in worker processes (0: in this one), the first batch ready."""
-    if processes == 0:
-        batches: Iterator[dict] = SingleThreadedAugmenter(loader, None)
-    else:
-        batches = NonDetMultiThreadedAugmenter(
-            loader, None, processes, num_cached=num_cached, pin_memory=pin_memory, wait_time=0.002
-        )
-    next(batches)
-    return batches
-
-
-def stop_workers(batches: Iterator[dict] | None, patience: float = 10) -> None:
-    """End the worker processes of a loader, if it has any; those in the midst of a batch are killed.
+def slab_loaders(
+    datasets: tuple[Any, Any],
+    transforms: tuple[BasicTransform, BasicTransform],
+    initial_patch_size: Sequence[int],
+    configuration: ConfigurationManager,
+    *,
+    processes: int,
+    pin_memory: bool,
+    **options: Any,
+) -> tuple[Iterator[dict], Iterator[dict]]:
+    """Loaders of stage 1, running: ``data`` ``(b, C, K, h, w)`` and ``target`` ``(b, 1 or regions, 1, h, w)``.
 
     Args:
-        patience: seconds that they have to end by themselves.
+        datasets: nnU-Net's, of training and validation.
+        transforms: nnU-Net's, of training and validation.
+        initial_patch_size: ``(D, H, W)`` that is loaded for training.
+        configuration: `slab_configuration`'s.
+        processes: nnU-Net's number of worker processes.
+        pin_memory: whether batches come in pinned memory.
+        options: more arguments of `slab_loader`.
     """
-    if isinstance(batches, NonDetMultiThreadedAugmenter):
-        workers = list(batches._processes)
-        _pause(batches)
-        batches._finish(timeout=patience)
-        for worker in workers:
-            worker.kill()
-            worker.join()
-
-
-def _pause(batches: NonDetMultiThreadedAugmenter, patience: float = 1) -> None:
-    """Let the loader's thread take what its workers have sent: of a worker that has ended it cannot, and says so."""
-    pause = getattr(batches, "pause_event", None)
-    if pause is None or not batches.initialized or not all(worker.is_alive() for worker in batches._processes):
-        return
-    pause.set()
-    end = time.monotonic() + patience
-    while time.monotonic() < end and not batches._queue.empty() and not batches.results_loop_queue.full():
-        time.sleep(0.01)
-    time.sleep(0.1)  # for the one that is being taken
-
-
-def seed_workers(batches: Iterator[dict], seed: int) -> None:
-    """Start the worker processes of a loader anew, if it has any, each with a seed that follows from this one."""
-    if isinstance(batches, NonDetMultiThreadedAugmenter):
-        batches.seeds = [derived_seed(seed, worker) for worker in range(batches.num_processes)]
-        batches.restart()
+    patch_size = configuration.patch_size
+    train, val = (
+        slab_loader(dataset, loaded, patch_size, transforms=transform, **options)
+        for dataset, loaded, transform in zip(datasets, (initial_patch_size, patch_size), transforms, strict=True)
+    )
+    return (
+        start_workers(train, processes, max(6, processes // 2), pin_memory),
+        start_workers(val, min(processes, max(1, processes // 2)), max(3, processes // 4), pin_memory),
+    )

@@ -127,8 +127,6 @@ def read_verified(path: Path, mmap: bool = False) -> dict[str, Any]:
     needed = {"network_weights", "init_args", "current_epoch", "logging"}
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         raise ValueError(f"{path} is no checkpoint of a training.")
-    if "_extra_state" not in checkpoint["network_weights"]:
-        raise ValueError(f"{path} is no checkpoint of a DINO-Med3D training, but of another trainer's.")
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""What a long training needs beyond nnU-Net's: checkpoints that a kill cannot spoil, preemption, numbers gone bad."""
+"""Fault tolerance for nnU-Net's trainer: checkpoints that a kill cannot spoil, preemption, numbers gone bad."""
 
 import os
 import weakref
@@ -19,26 +19,26 @@ from torch.nn.utils import clip_grad_norm_
 
 from nnunetv2_dinomed3d.processes import children_end_with_us
 from nnunetv2_dinomed3d.settings import check_environment, seed_setting
-from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import stop_workers
 from nnunetv2_dinomed3d.trainers.harness.checkpoint_files import LATEST, PARTIAL, replace_durably, why_not_written
 from nnunetv2_dinomed3d.trainers.harness.epoch_steps import EpochSteps
+from nnunetv2_dinomed3d.trainers.harness.loader_workers import stop_workers
 from nnunetv2_dinomed3d.trainers.harness.preemption import Preempted, Preemption
 from nnunetv2_dinomed3d.trainers.harness.randomness import random_states, restore_random_states
 from nnunetv2_dinomed3d.trainers.harness.training_folder import TrainingFolder
 
 
-class RobustTrainer(nnUNetTrainer):
+class FaultTolerantTrainer(nnUNetTrainer):
     """nnU-Net's trainer, safe against kills, preemption and non-finite gradients.
 
     Attributes:
-        latest_every: epochs between two ``checkpoint_latest.pth``.
+        save_latest_every: epochs between two ``checkpoint_latest.pth``.
         gradient_clip: largest norm of the gradients in a step.
         max_skipped: skipped steps in a row that end the training.
         preemption: the signals that ask to stop. Its handlers are there while `load_checkpoint`, `run_training` and
             `perform_actual_validation` run; those from before are put back after each.
     """
 
-    latest_every: int = 5
+    save_latest_every: int = 5
     gradient_clip: float = 1.0
     max_skipped: int = 10
 
@@ -76,7 +76,7 @@ class RobustTrainer(nnUNetTrainer):
             raise
         if self._folder is not None:
             self._folder.set_log(Path(self.log_file))
-        self.save_every = self.latest_every
+        self.save_every = self.save_latest_every
         self._steps = EpochSteps(0)
         self._earlier: list[dict] = []  # what this epoch's steps from before a stop gave
         self._whole_epoch = 0
@@ -260,8 +260,13 @@ class RobustTrainer(nnUNetTrainer):
         self._batch_has_come()
         self._stop_if_preempted()
 
+    def before_epoch(self) -> None:
+        """Before an epoch begins, at a place where no signal waits. Here: nothing."""
+
     def on_epoch_start(self) -> None:
         self.between_epochs()
+        self._go_on()
+        self.before_epoch()
         super().on_epoch_start()
 
     def on_validation_epoch_start(self) -> None:

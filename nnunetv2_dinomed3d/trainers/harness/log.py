@@ -1,4 +1,4 @@
-"""What a training writes down: its text log, its numbers, and its run at Weights & Biases (W&B)."""
+"""Records of a training: its text log, its numbers, and its run at Weights & Biases (W&B)."""
 
 import os
 import re
@@ -14,8 +14,8 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger, WandbLogger, get
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_dinomed3d.text import printable
-from nnunetv2_dinomed3d.trainers.dinomed3d.progress_plot import StagedLogger
-from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Schedule, moving_average
+from nnunetv2_dinomed3d.trainers.harness.best_epoch import updated_ema
+from nnunetv2_dinomed3d.trainers.harness.progress_plot import GuardedPlotLogger
 
 WANDB_ENABLED = "nnUNet_wandb_enabled"
 WANDB_ID = "wandb_id"
@@ -138,15 +138,16 @@ def _reason(error: BaseException) -> str:
 
 
 class TrainingLogger(MetaLogger):
-    """nnU-Net's loggers, with the moving average of a stage, a picture of two, and W&B only when training begins.
+    """nnU-Net's loggers, with an average of each part of a training, and W&B only when training begins.
 
-    nnU-Net's average would run on from stage 1 to 2, and the Dice of slabs inflate that of patches.
+    nnU-Net's average would run on from one part to the next, whose Dice can be of something else.
 
     Args:
         nnunets: the trainer's.
-        config: what nnU-Net told its loggers before.
-        schedule: gives the training's, which can change while it runs.
-        average: the moving average after an epoch, of those of the stage's epochs before and the epoch's Dice.
+        config: told to nnU-Net's loggers before.
+        numbers: of the training, and their picture.
+        first_epoch: gives the first epoch of the part that an epoch belongs to.
+        average: gives the average after an epoch: of those of the part's epochs before, and the epoch's Dice.
         warn: takes a message.
     """
 
@@ -154,13 +155,15 @@ class TrainingLogger(MetaLogger):
         self,
         nnunets: MetaLogger,
         config: dict,
-        schedule: Callable[[], Schedule],
+        *,
+        numbers: GuardedPlotLogger,
+        first_epoch: Callable[[int], int],
         average: Callable[[list[float], float], float],
         warn: Callable[[str], None],
     ) -> None:
         self.output_folder, self.resume, self.loggers = nnunets.output_folder, nnunets.resume, nnunets.loggers
-        self.local_logger = StagedLogger(nnunets.local_logger.verbose, schedule, warn)
-        self._configs, self._schedule, self._average, self._warn = [config], schedule, average, warn
+        self.local_logger = numbers
+        self._configs, self._first_epoch, self._average, self._warn = [config], first_epoch, average, warn
         self._run: WandbRun | None = None
 
     def update_config(self, config: dict) -> None:
@@ -168,10 +171,9 @@ class TrainingLogger(MetaLogger):
         super().update_config(config)
 
     def log(self, key: str, value: Any, step: int) -> None:
-        """nnU-Net's; it logs ``ema_fg_dice`` itself, which is replaced by the stage's before any logger has it."""
+        """nnU-Net's; it logs ``ema_fg_dice`` itself, which is replaced by the part's before any logger has it."""
         if key == "ema_fg_dice":
-            schedule = self._schedule()
-            first = schedule.first_epoch(schedule.stage(step))
+            first = self._first_epoch(step)
             value = self._average(self.get_value(key, step=None)[first:step], self.get_value("mean_fg_dice", step))
         super().log(key, value, step)
 
@@ -197,7 +199,6 @@ class LoggedTrainer(nnUNetTrainer):
     A training has one run at W&B, which its checkpoints name: ``--c`` and ``--val`` go on with it.
     """
 
-    schedule: Schedule
     logger: TrainingLogger
     my_init_kwargs: dict[str, Any]
 
@@ -213,11 +214,26 @@ class LoggedTrainer(nnUNetTrainer):
         with _without_wandb():  # nnU-Net would begin a run on every rank, also of a training that cannot start
             super().__init__(plans, configuration, fold, dataset_json, device)
         config = {"plans": plans, "configuration": configuration, "fold": fold, "dataset": dataset_json}
-        self.logger = TrainingLogger(self.logger, config, lambda: self.schedule, self._average_dice, self._warn)
+        self.logger = TrainingLogger(
+            self.logger,
+            config,
+            numbers=self._make_numbers(self.logger.local_logger.verbose),
+            first_epoch=self._first_epoch_of_part,
+            average=self._average_dice,
+            warn=self._warn,
+        )
+
+    def _make_numbers(self, verbose: bool) -> GuardedPlotLogger:
+        """The logger that keeps the training's numbers."""
+        return GuardedPlotLogger(verbose, self._warn)
+
+    def _first_epoch_of_part(self, epoch: int) -> int:
+        """First epoch of the part of the training that ``epoch`` belongs to. One part, unless a trainer has more."""
+        return 0
 
     def _average_dice(self, past: list[float], dice: float) -> float:
-        """By which the stage's best epoch is chosen, after an epoch of this Dice; ``past`` are those of before."""
-        return moving_average(past, dice)
+        """The average that the best epoch is chosen by, after an epoch of this Dice; ``past`` are those before."""
+        return updated_ema(past, dice)
 
     def _warn(self, message: str) -> None:
         self.print_to_log_file(f"WARNING: {message}")

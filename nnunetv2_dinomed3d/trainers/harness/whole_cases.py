@@ -5,6 +5,7 @@ the Dice of all of them. Windows are shared among the ranks of DDP, which all ne
 what a rank lacks is filled up with rows that count for nothing.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,10 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
+
+from nnunetv2_dinomed3d.trainers.harness.loader_workers import start_workers
 
 Size = tuple[int, int, int]
 
@@ -112,6 +116,41 @@ class WholeLoader(nnUNetDataLoader):
         """Of the next row, its window: first voxels, and those after the last."""
         start = next(self.starts)
         return list(start), [first + side for first, side in zip(start, self.patch_size, strict=True)]
+
+
+def whole_loader(
+    dataset: Any,
+    configuration: ConfigurationManager,
+    rank_and_ranks: tuple[int, int],
+    *,
+    every_slice: bool,
+    at_most: int,
+    batch_size: int,
+    label_manager: Any,
+    transforms: BasicTransform,
+    processes: int,
+    pin_memory: bool,
+) -> tuple[Iterator[dict], int]:
+    """A running loader of this rank's share of the windows of all cases, and how many batches it has in an epoch.
+
+    Args:
+        dataset: nnU-Net's, of the cases.
+        configuration: its patch is a window, its batch that of all ranks.
+        rank_and_ranks: this rank, and how many there are.
+        every_slice: see `windows_of_case`.
+        at_most: batches of an epoch; of more, evenly spaced windows are taken.
+        batch_size: rows of this rank's batches.
+        label_manager, transforms: see `WholeLoader`.
+        processes: 0 loads in this process, more in one of its own.
+        pin_memory: whether batches come in pinned memory.
+    """
+    rank, ranks = rank_and_ranks
+    size, rows = configuration.patch_size, configuration.batch_size // ranks  # nnU-Net gives some ranks one more
+    windows = evenly(windows_of_cases(dataset, size, every_slice), at_most=at_most * rows * ranks)
+    batches = math.ceil(math.ceil(len(windows) / ranks) / rows)
+    share = fill_up(windows[rank::ranks], windows[0], batches * batch_size)
+    loader = WholeLoader(dataset, share, batch_size, size, label_manager, transforms)
+    return start_workers(loader, min(1, processes), 3, pin_memory), batches
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from os.path import basename, isfile
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,9 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets_trainer
 from torch import distributed as dist
 
 from nnunetv2_dinomed3d.network_architecture.encoder import NO_LORA_ON_ICE
-from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import PlateauLRScheduler
+from nnunetv2_dinomed3d.trainers.dinomed3d.lr_schedulers import PlateauLRScheduler
+from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import Augmentation
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.harness.checkpoint_files import read_own_checkpoint
 
 ROTATION = (-15 * np.pi / 180, 15 * np.pi / 180)
 SCALING = (0.8, 1.2)
@@ -110,8 +109,8 @@ class nnUNetTrainerDINOMed3D_released(nnUNetTrainerDINOMed3D):
         is_followed = self.stage == 1 and self.schedule.stage2.epochs > 0
         return is_followed and self.lr_scheduler.current_lr() < self.stage1_min_lr
 
-    def _ends_stage1(self) -> bool:
-        return super()._ends_stage1() or self._stage1_is_done()
+    def ends_stage1(self) -> bool:
+        return super().ends_stage1() or self._stage1_is_done()
 
     def on_epoch_start(self) -> None:
         if self.schedule.stage(self.current_epoch) == 1 and self._stage1_is_done():
@@ -121,13 +120,13 @@ class nnUNetTrainerDINOMed3D_released(nnUNetTrainerDINOMed3D):
 
     # ---- augmentation ----
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Augmentation:
         """Rotation in plane by up to 15 degrees, horizontal flips, room for the shifts; no mirroring in prediction."""
         super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.inference_allowed_mirroring_axes = None
-        with self._stage_configuration():
-            depth, *in_plane = self.configuration_manager.patch_size
-        return ROTATION, True, [depth, *self._loaded(in_plane)], (HORIZONTAL,)
+        with self.stage_configuration() as configuration:
+            depth, *in_plane = configuration.patch_size
+        return Augmentation(ROTATION, True, [depth, *self._loaded(in_plane)], (HORIZONTAL,))
 
     def _loaded(self, in_plane: Sequence[int]) -> list[int]:
         """Sides ``(h, w)`` that are loaded for a patch of these: its corners too, turned, made larger and shifted."""
@@ -178,20 +177,20 @@ class nnUNetTrainerDINOMed3D_released(nnUNetTrainerDINOMed3D):
             return
         if self.is_ddp:
             dist.barrier()  # rank 0 wrote the file
-        filename = self._best_filename()
-        if not isfile(filename):
-            self.print_to_log_file(f"WARNING: {filename} is missing: the weights stay those of the last epoch.")
+        file = self.best_epoch()
+        checkpoint = file.read(self._training)
+        if checkpoint is None:
+            self._warn(f"{file.path} is missing: the weights stay those of the last epoch.")
             return
-        checkpoint = read_own_checkpoint(filename)
         self.module.load_state_dict(checkpoint["network_weights"])
         best_epoch = checkpoint["current_epoch"] - 1
         self.my_init_kwargs = {**self.my_init_kwargs, "final": {"best_epoch": best_epoch}}
         self.print_to_log_file(
-            f"checkpoint_final.pth gets the weights of epoch {best_epoch}, the best ({basename(filename)}), as the "
+            f"checkpoint_final.pth gets the weights of epoch {best_epoch}, the best ({file.path.name}), as the "
             "released code predicts with them."
         )
 
-    def _require_fit(self, checkpoint: dict[str, Any], filename: str) -> None:
+    def _check_matches_network(self, checkpoint: dict[str, Any], filename: str) -> None:
         if "encoder.ice.conv.weight" in checkpoint["network_weights"]:
             raise ValueError(f"{filename}: {NO_LORA_ON_ICE}")
-        super()._require_fit(checkpoint, filename)
+        super()._check_matches_network(checkpoint, filename)
