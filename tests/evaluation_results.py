@@ -99,16 +99,15 @@ def compare(*words: str) -> int:
     return run(parser.parse_args(words))
 
 
-def compare_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `compare` measure in this process and draw nothing, which saves seconds of imports and pictures.
+def measure_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `compare` measure in this process, which saves the seconds in which others start.
 
-    The tests in test_evaluation_command.py use processes and pictures.
+    Some tests in test_evaluation_command.py measure as users do.
     """
-    from nnunetv2_dinomed3d.evaluation import measure, report
+    from nnunetv2_dinomed3d.evaluation import measure
     from nnunetv2_dinomed3d.evaluation.cases import PairedCases
-    from nnunetv2_dinomed3d.evaluation.report_pictures import Pictures
 
-    def measure_here(cases: PairedCases, rules: measure.Rules) -> dict[str, measure.Measured]:
+    def one_by_one(cases: PairedCases, rules: measure.Rules) -> dict[str, measure.Measured]:
         return {
             case: measure.measure_case(
                 measure.MeasureJob(case, reference, {m.name: m.predictions[case] for m in cases.models}, rules)
@@ -116,6 +115,13 @@ def compare_here(monkeypatch: pytest.MonkeyPatch) -> None:
             for case, reference in cases.references.items()
         }
 
-    monkeypatch.setattr(measure, "measure", measure_here)
+    monkeypatch.setattr(measure, "measure", one_by_one)
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `compare` write its report without pictures, which saves seconds."""
+    from nnunetv2_dinomed3d.evaluation import report
+    from nnunetv2_dinomed3d.evaluation.report_pictures import Pictures
+
     for name in ("draw_answer", "draw_details"):
         monkeypatch.setattr(report, name, lambda *_: Pictures(Path("figures")))

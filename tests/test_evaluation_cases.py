@@ -9,8 +9,9 @@ from tests.evaluation_results import (
     LABELS,
     NAME,
     compare,
-    compare_here,
+    draw_nothing,
     fold_folder,
+    measure_here,
     reference_of,
     write_map,
     write_results,
@@ -20,7 +21,8 @@ from tests.evaluation_results import (
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results of the trainers Stock and Ours; `Ours` lies nearer to the reference."""
-    compare_here(monkeypatch)
+    measure_here(monkeypatch)
+    draw_nothing(monkeypatch)
     return write_results(tmp_path, monkeypatch, {"Stock": 2, "Ours": 1})
 
 

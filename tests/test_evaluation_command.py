@@ -17,11 +17,18 @@ import numpy as np
 import pytest
 
 from nnunetv2_dinomed3d.commands.main import main
-from nnunetv2_dinomed3d.evaluation import pictures
-from nnunetv2_dinomed3d.evaluation.document import Bullets, Grid, Heading, Paragraph, to_html, to_markdown
-from nnunetv2_dinomed3d.evaluation.text import cell, drawn, markdown_line, place, printable, without_places
+from nnunetv2_dinomed3d.evaluation import report_pictures
+from nnunetv2_dinomed3d.text import printable
+from tests.evaluation_results import (
+    NAME,
+    draw_nothing,
+    fold_folder,
+    measure_here,
+    reference_of,
+    write_map,
+    write_results,
+)
 from tests.processes import await_end_of_session, session
-from tests.test_evaluation_cases import NAME, fold_folder, truth_of, write_map, write_results
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "dinomed3d"))
 FORMULA = '=HYPERLINK("x")'
@@ -37,7 +44,7 @@ def compare(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folders of truth and predictions, one case, below a user's home."""
+    """Folders of reference and predictions, one case, below a user's home."""
     root = tmp_path / "home" / "alice" / "work"
     root.mkdir(parents=True)
     monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # fonts are not looked for again
@@ -47,7 +54,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(root)
     for kind, shift in (("gt", 0), ("pr", 1)):
-        write_map(root / kind / "c.nii.gz", np.roll(truth_of(0), shift, 2))
+        write_map(root / kind / "c.nii.gz", np.roll(reference_of(0), shift, 2))
     describe({"background": 0, "organ": 1, "lesion": 2})
     return root
 
@@ -78,7 +85,10 @@ def test_hostile_names_are_shown_and_do_nothing(root: Path) -> None:
     done = compare("--pred", f"{MODEL}=pr", f"$=pr={root / 'pr'}"[2:], "--gt", root / "gt", "-o", "x/out")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout == "x/out/report.html: 1 cases, 2 models\n"
+    first, second, where = done.stdout.splitlines()
+    assert first.startswith(f"{printable(MODEL)}: Dice 0.")
+    assert second == f"pr and {printable(MODEL)} have the same Dice on 1 case; so few cases allow no conclusion."
+    assert where == "x/out/report.html: 1 case, 2 models"
 
     page, text = (Path("x/out", name).read_text() for name in ("report.html", "report.md"))
     assert not re.search(r"<(script|b)>", page)
@@ -88,9 +98,10 @@ def test_hostile_names_are_shown_and_do_nothing(root: Path) -> None:
     for content in (page, text):
         assert all(c.isprintable() for line in content.splitlines() for c in line)
         assert "could not be drawn" not in content
-    tables = [line for line in text.splitlines() if line.startswith("| ")]
-    columns = [len(re.findall(r"(?<!\\)\|", line)) for line in tables if FORMULA in line]
-    assert set(columns) == {13, 7}, "no name adds a cell"
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("| ")]
+    assert len(tables) == 5 + 4 + 1, "of five metrics, of four differences, of what is empty"
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, "no name adds a cell"
 
     with Path("x/out/cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -114,11 +125,12 @@ def test_a_picture_that_fails_is_noted_and_loses_nothing_else(
 
     Path("compare/figures").mkdir(parents=True)
     Path("compare/figures/dice.png").write_bytes(b"of an earlier comparison")
-    monkeypatch.setattr(pictures, "draw_boxes", fail)
-    monkeypatch.setattr(pictures, "draw_case", fail)
+    measure_here(monkeypatch)
+    monkeypatch.setattr(report_pictures, "draw_boxes", fail)
+    monkeypatch.setattr(report_pictures, "draw_case", fail)
     assert main(["compare", "--pred", "m=pr", "--gt", "gt"]) == 0
     printed, error = capsys.readouterr()
-    assert printed == "compare/report.html: 1 cases, 1 models\n"
+    assert printed.endswith("on 1 case.\ncompare/report.html: 1 case, 1 model\n")
     assert error.splitlines()[0] == "warning: figures/dice.png could not be drawn: no\\nfont"
     assert sorted(path.name for path in Path("compare/figures").iterdir()) == ["volume.png"]
     page = Path("compare/report.html").read_text()
@@ -130,6 +142,7 @@ def test_an_image_that_cannot_be_read_loses_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_results(tmp_path, monkeypatch, {"A": 1})
+    measure_here(monkeypatch)
     paths = [tmp_path / "nnUNet_raw" / NAME / "imagesTr" / f"case_{i}_0000.nii.gz" for i in range(6)]
     content = paths[0].read_bytes()
     for path in paths[:5]:
@@ -142,7 +155,7 @@ def test_an_image_that_cannot_be_read_loses_only_itself(
     assert main(["compare", "777", "-tr", "A", "-o", "out"]) == 0
     lines = sorted(capsys.readouterr().err.splitlines())
     assert [line.split(":")[1] for line in lines] == [f" case_{i} is shown without its image" for i in range(3)]
-    assert "has shape (2, 3, 4), the truth (8, 24, 20)" in lines[0]
+    assert "has shape (2, 3, 4), the reference (8, 24, 20)" in lines[0]
     assert len(list(Path("out/figures").glob("*_?.png"))) == 6
 
 
@@ -162,9 +175,9 @@ def test_each_error_is_one_line(root: Path, capsys: pytest.CaptureFixture[str]) 
     assert "nnUNet_def_n_proc is '²'" in with_setting(capsys, "nnUNet_def_n_proc", "²", *given)
     assert not Path("compare").exists(), "what was refused leaves nothing"
     describe({"background": 0, "mean of labels": 1, "b": 2})
-    assert "the report itself has a row 'mean of labels'" in refused(capsys, *given)
+    assert "the report has a row 'mean of labels' of its own" in refused(capsys, *given)
     describe({"background": 0, "a": 1, "b": 2}, file_ending=".png")
-    assert "do not say their spacing" in refused(capsys, *given)
+    assert "do not hold their spacing" in refused(capsys, *given)
 
 
 def with_setting(capsys: pytest.CaptureFixture[str], name: str, value: str, *words: object) -> str:
@@ -212,8 +225,13 @@ def test_the_data_set_may_stand_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_results(tmp_path, monkeypatch, {"A": 1, "B": 2})
+    measure_here(monkeypatch)
+    draw_nothing(monkeypatch)
     assert main(["compare", "-tr", "A", "B", "777"]) == 0
-    assert capsys.readouterr().out == f"compare_{NAME}/report.html: 6 cases, 2 models\n"
+    first, second, where = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"A: Dice 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] on 6 cases\.", first)
+    assert re.fullmatch(r"B is worse than A by 0\.\d{3} Dice \[0\.\d{3}, 0\.\d{3}\] on 6 cases, worse on 6\.", second)
+    assert where == f"compare_{NAME}/report.html: 6 cases, 2 models"
     (fold_folder(tmp_path, "B", 0) / "validation" / "summary.json").unlink()
     assert "B lacks 3" in refused(capsys, "-tr", "A", "B", "-p", "nnUNetPlans", NAME)
     assert "before the options, such as: dinomed3d compare 4" in refused(capsys, "-tr", "A", "B", "-f", "0", "777")
@@ -223,6 +241,8 @@ def test_one_model_has_no_empty_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_results(tmp_path, monkeypatch, {"A": 1})
+    measure_here(monkeypatch)
+    draw_nothing(monkeypatch)
     assert main(["compare", "777", "-tr", "A", "-o", "out"]) == 0
     text = Path("out/report.md").read_text()
     assert "6 cases, 1 model: A." in text
@@ -236,13 +256,15 @@ def test_fold_all_beside_others_is_left_out_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_results(tmp_path, monkeypatch, {"A": 1})
+    measure_here(monkeypatch)
+    draw_nothing(monkeypatch)
     fold = fold_folder(tmp_path, "A", 0)
     (fold.with_name("fold_all") / "validation").mkdir(parents=True)
     (fold.with_name("fold_all") / "validation" / "summary.json").write_text("{}")
     fold.with_name("fold_3").mkdir()  # a start that failed
     assert main(["compare", "777", "-tr", "A", "-o", "out"]) == 0
-    assert "warning: A: fold all was trained on every case" in capsys.readouterr().err
-    assert "A: fold all was trained on every case" in Path("out/report.md").read_text()
+    assert "warning: A: fold all is left out" in capsys.readouterr().err
+    assert "A: fold all is left out" in Path("out/report.md").read_text()
     (tmp_path / "nnUNet_results" / NAME / "B__nnUNetPlans__3d_fullres" / "fold_0").mkdir(parents=True)
     assert "there are: A__nnUNetPlans__3d_fullres. Train" in refused(capsys, "777", "-tr", "C")
     for folds, reason in ((["0", "00"], "fold 0 more than once"), (["x"], "'x' is no fold"), (["-1"], "no fold")):
@@ -272,7 +294,8 @@ def test_compare_imports_nothing_heavy_for_its_help() -> None:
     code = (
         "import sys\nfrom nnunetv2_dinomed3d.commands.main import command_parser\ncommand_parser('compare')\n"
         "print(sorted({'torch', 'nnunetv2', 'scipy', 'matplotlib', 'SimpleITK'} & set(sys.modules)))\n"
-        "import nnunetv2_dinomed3d.evaluation.measure, nnunetv2_dinomed3d.evaluation.report\n"
+        "import nnunetv2_dinomed3d.commands.crossval, nnunetv2_dinomed3d.evaluation.measure\n"
+        "import nnunetv2_dinomed3d.evaluation.report\n"
         "print(sorted({'torch', 'nnunetv2', 'nnunetv2_dinomed3d.trainers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -282,15 +305,16 @@ def test_compare_imports_nothing_heavy_for_its_help() -> None:
 def test_pictures_show_what_was_measured(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No label map is read again: it could be another one by then."""
     shown = []
+    measure_here(monkeypatch)
 
-    def look(title: str, picture: object, note: str, plane: object, description: object) -> None:
+    def look(title: str, image: object, note: str, plane: object, labels: object) -> None:
         shown.append(plane.maps())  # type: ignore[attr-defined]
         (root / "pr" / "c.nii.gz").unlink(missing_ok=True)
         raise RuntimeError
 
-    monkeypatch.setattr(pictures, "draw_case", look)
+    monkeypatch.setattr(report_pictures, "draw_case", look)
     assert main(["compare", "--pred", "m=pr", "--gt", "gt"]) == 0
-    ((truth, first), (model, second)) = shown[0]
-    assert (truth, model) == ("truth", "m")
+    ((reference, first), (model, second)) = shown[0]
+    assert (reference, model) == ("reference", "m")
     np.testing.assert_array_equal(np.unique(first), [0, 1, 2])
     assert (first != second).any()
