@@ -285,7 +285,7 @@ def test_a_signal_to_the_whole_group_ends_it_in_one_line(root: Path) -> None:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
-    await_end_of_session(process.pid, 15)
+    await_end_of_session(process.pid)
     assert Path("said").read_text() == "dinomed3d: ended by SIGTERM\n"
     assert not Path("compare").exists()
 
