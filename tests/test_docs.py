@@ -23,8 +23,11 @@ PAGES = {str(file.relative_to(ROOT)): file.read_text() for file in FILES if file
 FOREIGN = {"torch"}
 """Other packages whose functions the pages name."""
 
-MADE_BY_A_USER = {"my_trainers/longer.py"}
-DATA_ENDINGS = {"csv", "gz", "html", "json", "lock", "md", "nii", "npz", "pkl", "png", "pth", "pt", "safetensors"}
+NOT_OURS = {"my_trainers/longer.py", "crossval_DATASET.sh", "figures/"}
+"""What a user or a command writes."""
+
+ENDINGS = {"csv", "gz", "html", "json", "lock", "md", "nii", "npz", "pkl", "png", "pt", "pth", "py", "safetensors"}
+"""Words after a dot that make a name a file's."""
 
 
 def code(page: str) -> list[str]:
@@ -81,26 +84,22 @@ def test_links(page: str) -> None:
 
 
 def test_files_exist() -> None:
-    named = {
-        (page, name)
-        for page in PAGES
-        for name in code(page)
-        if re.fullmatch(r"[\w./-]+\.(py|sh|toml|yml|cff|txt)|\.ci/\w+|(\w+/)+", name) and "YOUR" not in name
-    } - {(page, name) for page in PAGES for name in MADE_BY_A_USER}
+    """A file or folder (which ends with a slash) may be named from the repository, the package or the tests."""
+    pattern = r"[\w./-]+\.(py|sh|toml|yml|cff|txt)|\.ci/\w+|(\w+/)+"
+    named = {(page, name) for page in PAGES for name in code(page) if re.fullmatch(pattern, name)}
     assert {page for page, _ in named} >= {"README.md", "docs/paper.md", "docs/performance.md", "CONTRIBUTING.md"}
-    places = (ROOT, PACKAGE, ROOT / "tests")
-    assert not {(page, name) for page, name in named if not any((place / name).exists() for place in places)}
+    for page, name in sorted(named):
+        places = [ROOT / name, PACKAGE / name, ROOT / "tests" / name, *PACKAGE.rglob(name)]
+        assert name in NOT_OURS or any(place.exists() for place in places), f"{page}: {name}"
 
 
 def test_classes_and_functions_exist() -> None:
-    named = {
-        (page, name.removesuffix("()"))
-        for page in PAGES
-        for name in code(page)
-        if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+(\(\))?", name) and name.split(".")[-1] not in DATA_ENDINGS
-    }
-    named = {(page, name) for page, name in named if not name.endswith(".py") and name.split(".")[0] not in FOREIGN}
-    assert not {(page, name) for page, name in named if not exists(name)}
+    dotted = r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\(\))?"
+    found = [(page, re.fullmatch(dotted, name)) for page in PAGES for name in code(page)]
+    named = {(page, match[1]) for page, match in found if match}
+    named = {(page, name) for page, name in named if name.split(".")[-1] not in ENDINGS and name not in NOT_OURS}
+    for page, name in sorted(named):
+        assert name.split(".")[0] in FOREIGN or exists(name), f"{page}: {name}"
 
 
 def test_modules_of_the_api_pages() -> None:
