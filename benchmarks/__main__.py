@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import tables
 from nnunetv2_dinomed3d.evaluation.document import Block, Grid, Heading, Paragraph, to_markdown
-from nnunetv2_dinomed3d.network_architecture.dinomed3d import VARIANTS
+from nnunetv2_dinomed3d.network_architecture import VARIANTS
 
 TIMED = ("nano", "small")
 """The variants that two CPU cores run in reasonable time; of the others only FLOPs and bytes are counted."""

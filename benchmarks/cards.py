@@ -14,8 +14,8 @@ import torch
 from benchmarks.measure import flops, training_step
 from benchmarks.networks import CLASSES, Size, shapes_only, to_shapes
 from nnunetv2_dinomed3d.evaluation.document import Block, Grid, Heading, Paragraph, to_markdown
-from nnunetv2_dinomed3d.network_architecture.dinomed3d import DINOMed3D, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.slab_embedding import in_plane_scale
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture.token_grid import in_plane_scale
 from nnunetv2_dinomed3d.planning.step_memory import training_step_memory
 
 GB = 10**9
@@ -39,7 +39,7 @@ class Case:
         """The network, in its stage."""
         network = build_dinomed3d(self.variant, self.channels, CLASSES, self.patch)
         network.checkpoint_activations(self.checkpointed)
-        network.set_stage(self.stage, bare_slabs=self.stage == 1)
+        network.set_stage(self.stage, single_slab_input=self.stage == 1)
         return network.train()
 
     def shape(self, batch: int) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from torch import nn
 from benchmarks.measure import flops, saved_bytes, seconds, training_step
 from benchmarks.networks import build
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, adapter
-from nnunetv2_dinomed3d.network_architecture import dinomed3d as network
+from nnunetv2_dinomed3d.network_architecture import variants
 from nnunetv2_dinomed3d.trainers.dinomed3d import slabs
 
 DATASET = "Dataset004_Hippocampus"
@@ -156,7 +156,7 @@ def _trainer(choice: Choice, name: str) -> Any:
     if choice.form:
         adapter._resample = FORMS[choice.form]  # type: ignore[assignment]
     if choice.scale:
-        network.in_plane_scale = lambda patch_size: cast(int, choice.scale)
+        variants.in_plane_scale = lambda patch_size: cast(int, choice.scale)
     trainer_class = type(name, (nnUNetTrainerDINOMed3D_nano,), {"stages": choice.stages, **choice.trainer})
     folder = Path(os.environ["nnUNet_preprocessed"]) / DATASET
     plans = json.loads((folder / f"{PLANS}.json").read_text())

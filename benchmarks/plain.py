@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nnunetv2_dinomed3d.network_architecture.dinomed3d import DINOMed3D
-from nnunetv2_dinomed3d.network_architecture.slab_embedding import PATCH, padded_side
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.token_grid import TOKEN_SIZE, padded_side
 
 POOL_SCALES = (1, 2, 3, 6)
 LEVEL_STRIDES = (4, 8, 16, 32)
@@ -66,7 +66,7 @@ class PlainDINOMed3D(DINOMed3D):
         """Every slab as an image of C * K channels, through the ViT: four maps ``(b, E, d, h, w)``."""
         weight, bias = self.encoder.ice.conv.weight, self.encoder.ice.conv.bias
         slab_depth = weight.shape[2]
-        if not self.bare_slabs:
+        if not self.single_slab_input:
             before = slab_depth // 2
             x = F.pad(x, (0, 0, 0, 0, before, slab_depth - 1 - before))
         slabs = torch.stack([x[:, :, d : d + slab_depth] for d in range(x.shape[2] - slab_depth + 1)], dim=1)
@@ -75,7 +75,7 @@ class PlainDINOMed3D(DINOMed3D):
             images = F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
         height, width = images.shape[-2:]
         images = F.pad(images, (0, padded[1] * self.scale - width, 0, padded[0] * self.scale - height))
-        embedded = F.conv2d(images, rearrange(weight, "e c k h w -> e (c k) h w"), bias, stride=PATCH)
+        embedded = F.conv2d(images, rearrange(weight, "e c k h w -> e (c k) h w"), bias, stride=TOKEN_SIZE)
         features = self.encoder.vit.forward_intermediates(
             embedded, indices=self.encoder.feature_blocks, intermediates_only=True
         )
@@ -100,7 +100,7 @@ class PlainDINOMed3D(DINOMed3D):
         layers: Any = self.adapter.levels[level]
         convolution, _, activation, resample = layers
         x = F.prelu(_instance_norm(_conv(convolution, feature)), activation.weight)
-        stride, token_stride = LEVEL_STRIDES[level], PATCH // self.scale
+        stride, token_stride = LEVEL_STRIDES[level], TOKEN_SIZE // self.scale
         if stride > token_stride:
             if stride == 2 * token_stride:
                 return _conv(resample, x, 2)

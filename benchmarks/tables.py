@@ -21,7 +21,7 @@ from benchmarks.measure import (
 from benchmarks.networks import Size, build, checkpointed, shapes_only, stock, to_shapes
 from benchmarks.plain import PlainDINOMed3D
 from nnunetv2_dinomed3d.evaluation.document import Grid
-from nnunetv2_dinomed3d.network_architecture.dinomed3d import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 
 SLABS = 8
 """Slabs in a batch of stage 1 here (the recipe has 24): what is counted grows in proportion."""
@@ -55,7 +55,7 @@ class Setting:
         """Ours or the plain one, in the stage; ``released`` with the released code's depth alignment."""
         network_class = PlainDINOMed3D if plain else DINOMed3D
         network = build(network_class, self.variant, self.scale, depth_alignment="released" if released else "exact")
-        network.set_stage(self.stage, bare_slabs=self.stage == 1)
+        network.set_stage(self.stage, single_slab_input=self.stage == 1)
         return network
 
 
@@ -101,7 +101,7 @@ def times(setting: Setting, rounds: int) -> tuple[dict[str, Seconds], Difference
     """The same networks timed in turns in this process; and how far ours is from the plain one."""
     ours, plain, x = setting.network().to("cpu"), setting.network(plain=True), torch.randn(setting.shape)
     plain.load_state_dict(ours.state_dict())
-    plain.set_stage(setting.stage, bare_slabs=setting.stage == 1)
+    plain.set_stage(setting.stage, single_slab_input=setting.stage == 1)
     half = x[..., : x.shape[-2] // 2, : x.shape[-1] // 2]  # float64 takes long
     off = difference(ours, plain, half)
 
@@ -219,7 +219,7 @@ def case_seconds(setting: Setting, rounds: int) -> tuple[float, float, float]:
         of_plain, of_ours = (case_prediction(network, setting.patch, volume) for network in (plain, ours))
 
         def validation() -> None:
-            with ours.merged_lora(), ours.slices_encoded_once():
+            with ours.merged_lora(), ours.cached_slab_features():
                 of_ours()
 
         return [of_plain, of_ours, validation]

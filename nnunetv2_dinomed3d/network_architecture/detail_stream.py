@@ -1,8 +1,7 @@
-"""High-resolution stream (HRSE): a small 3D CNN beside the ViT (DINO-Med3D, stage 2)."""
+"""Detail stream (HRSE): a small 3D CNN beside the ViT (DINO-Med3D, section 2.3.2)."""
 
 from torch import Tensor, nn
 
-from nnunetv2_dinomed3d.network_architecture.efficiency.checkpointing import Recomputed
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d
 
 
@@ -36,8 +35,8 @@ class ResidualBlock(nn.Module):
         return self.activation(self.body(x).add_(self.shortcut(x)))
 
 
-class DetailEncoder(Recomputed):
-    """Features at full, 1/2 and 1/4 in-plane scale, the depth kept throughout.
+class DetailEncoder(nn.Module):
+    """HRSE: features at full, 1/2 and 1/4 in-plane scale, the depth kept throughout.
 
     Args:
         in_channels: C.
@@ -63,9 +62,6 @@ class DetailEncoder(Recomputed):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(b, C, d, h, w)`` to maps of ``channels``, ``2 * channels`` and ``out_channels`` at h, h / 2, h / 4."""
-        full = self._features(self.scale_1, x)
-        half = self._features(self.scale_2, full)
-        return full, half, self.projection(self._features(self.scale_4, half))
-
-    def _features(self, scale: nn.Module, x: Tensor) -> Tensor:
-        return self.whole(self.cheaply, scale, x)
+        full = self.scale_1(x)
+        half = self.scale_2(full)
+        return full, half, self.projection(self.scale_4(half))

@@ -1,1 +1,1 @@
-"""Same outputs up to rounding, with less memory or time."""
+"""Cheaper ways to the same outputs, up to rounding: in memory or in time. The method itself stands outside."""

@@ -1,7 +1,7 @@
-"""Feature maps of slices that a sliding window meets again.
+"""Feature maps of slabs that a sliding window meets again.
 
 nnU-Net's windows overlap by half along the slices too. A slab that lies in two windows is the same in both, and so are
-its feature maps; only at a window's ends, where ICE pads the slab with zeros, they differ.
+its feature maps. They differ only at a window's ends, where ICE pads the slab with zeros.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -11,17 +11,17 @@ from einops import rearrange
 from torch import Tensor
 
 CACHE_LIMIT = 10**9
-"""Bytes of feature maps that are kept."""
+"""Most bytes of feature maps that are kept."""
 
 
-class SliceCache:
-    """Feature maps by the voxels of the slab that they are of. Valid as long as the encoder's weights do not change.
+class SlabCache:
+    """Feature maps, found by the voxels of their slab. Valid as long as the encoder's weights do not change.
 
     Args:
-        limit: bytes of maps; beyond, those that were met longest ago are dropped.
+        limit: most bytes of maps; beyond, those that were met longest ago are dropped.
 
     Attributes:
-        encoded: how many slices were encoded.
+        encoded: how many slabs were encoded.
     """
 
     def __init__(self, limit: int = CACHE_LIMIT) -> None:
@@ -31,21 +31,19 @@ class SliceCache:
         self._nbytes = 0
         self._factors = torch.empty(2, 0, dtype=torch.int64)
 
-    def encode(
-        self, keys: Sequence[Hashable], slices: Tensor, encode: Callable[[Tensor], list[Tensor]]
-    ) -> list[Tensor]:
-        """``encode(slices)``, of which slices with known keys are looked up.
+    def encode(self, keys: Sequence[Hashable], slabs: Tensor, encode: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+        """``encode(slabs)``; slabs with known keys are looked up instead.
 
         Args:
-            keys: of each slice, from `slab_keys`.
-            slices: ``(n, ...)``.
-            encode: makes maps ``(n, ...)``.
+            keys: one for each slab, from `slab_keys`.
+            slabs: ICE's embeddings of them, ``(n, ...)``.
+            encode: makes maps ``(n, ...)`` of such.
         """
         first = {key: index for index, key in reversed(list(enumerate(keys))) if key not in self._maps}
         found = {key: self._maps.pop(key) for key in dict.fromkeys(keys) if key not in first}
         if first:
             self.encoded += len(first)
-            fresh = [level.unbind() for level in encode(slices[list(first.values())])]
+            fresh = [level.unbind() for level in encode(slabs[list(first.values())])]
             # copies, so that each can be dropped on its own
             new = {key: [maps[i].clone() for maps in fresh] for i, key in enumerate(first)}
             self._nbytes += sum(_nbytes(maps) for maps in new.values())

@@ -1,8 +1,8 @@
-"""3x3x3 convolution of upsampled maps without the maps: mixed on the coarse grid, then upsampled.
+"""Convolutions of maps side by side, without concatenating or upsampling them first.
 
-Upsampling in plane and mixing channels are both linear and commute. So each of the nine in-plane taps of the kernel is
-applied on the coarse grid, and its result is upsampled, shifted by the tap and summed; borders included, this is the
-convolution of the upsampled map, for a fraction of its operations where the map is several times coarser.
+Upsampling in plane and mixing channels are both linear and commute. So each of the nine in-plane taps of a 3x3x3 kernel
+is applied on the coarse grid; its result is upsampled, shifted by the tap and summed. Borders included, this is the
+convolution of the upsampled map, for a fraction of its operations if the map is several times coarser.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nnunetv2_dinomed3d.network_architecture.efficiency.winograd import conv3d
+from nnunetv2_dinomed3d.network_architecture.efficiency.winograd import Conv3x3x3, conv3d
 
 TAPS = (-1, 0, 1)
 
@@ -25,7 +25,10 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _upsample_and_shift(coarse: int, fine: int, like: Tensor) -> list[Tensor]:
-    """Upsampling of one axis for each tap of a convolution, ``(fine, coarse)``, shifted by it; outside is zero."""
+    """For each tap of a convolution, the matrix ``(fine, coarse)`` that upsamples one axis and shifts by the tap.
+
+    Outside is zero.
+    """
     # PyTorch's own interpolation of the unit vectors
     identity = torch.eye(coarse, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))[None]
     upsample = F.interpolate(identity, size=fine, mode="linear", align_corners=False)[0].T.to(like.dtype)
@@ -45,7 +48,7 @@ def conv_of_upsampled(x: Tensor, weight: Tensor, onto: Tensor) -> Tensor:
         ``(b, n, d, h, w)``.
     """
     depth, height, width = onto.shape[2:]
-    x = resize(x, (depth, *x.shape[3:]))  # of trilinear interpolation each axis can be done on its own
+    x = resize(x, (depth, *x.shape[3:]))  # trilinear interpolation is one of each axis
     rows, columns = (_upsample_and_shift(c, f, x) for c, f in zip(x.shape[3:], (height, width), strict=True))
     first, *rest = (
         (to_rows.expand(len(x) * depth, -1, -1), _convolved_along_w(x, taps, columns))
@@ -81,23 +84,50 @@ def _is_worthwhile(x: Tensor, size: Sequence[int]) -> bool:
     return 3 * (taps * coarse_height * coarse_width + upsampling) < 2 * taps * height * width
 
 
-def joint_conv(maps: Sequence[Tensor], conv: nn.Conv3d, size: Sequence[int]) -> Tensor:
-    """``conv`` (3x3x3) of the maps, each resized to ``size`` and all concatenated.
+class ConcatConv3d(Conv3x3x3):
+    """3x3x3 convolution of several maps, each resized to the finest one's grid and all concatenated.
 
     Args:
-        maps: ``(b, c_i, d_i, h_i, w_i)``; at least one has the size ``size`` already.
-        conv: with the sum of c_i as input channels.
-        size: ``(d, h, w)`` of the result.
+        in_channels: of all maps together.
+        out_channels: of the result.
+        bias: whether it has one.
     """
-    fine: list[tuple[Tensor, Tensor]] = []
-    coarse: list[tuple[Tensor, Tensor]] = []
-    for x, weight in zip(maps, conv.weight.split([x.shape[1] for x in maps], dim=1), strict=True):
-        (coarse if _is_worthwhile(x, size) else fine).append((x, weight))
-    resized = [resize(x, size) for x, _ in fine]
-    result = conv3d(_cat(resized), _cat([weight for _, weight in fine]), conv.bias)
-    for x, weight in coarse:
-        result = conv_of_upsampled(x, weight, result)
-    return result
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+        """Convolve maps together.
+
+        Args:
+            maps: ``(b, c_i, d_i, h_i, w_i)``.
+
+        Returns:
+            ``(b, n, d, h, w)``, of the size of the map that is finest in plane, of equal ones the first.
+        """
+        size = max((x.shape[2:] for x in maps), key=lambda shape: shape[1:].numel())
+        fine: list[tuple[Tensor, Tensor]] = []
+        coarse: list[tuple[Tensor, Tensor]] = []
+        for x, weight in zip(maps, self.weight.split([x.shape[1] for x in maps], dim=1), strict=True):
+            (coarse if _is_worthwhile(x, size) else fine).append((x, weight))
+        resized = [resize(x, size) for x, _ in fine]
+        result = conv3d(_cat(resized), _cat([weight for _, weight in fine]), self.bias)
+        for x, weight in coarse:
+            result = conv_of_upsampled(x, weight, result)
+        return result
+
+
+class ConcatConv1x1(nn.Conv3d):
+    """1x1x1 convolution of two maps side by side, without concatenating them.
+
+    Args:
+        channels: of each map and of the result.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(2 * channels, channels, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+        """Two maps ``(b, channels, d, h, w)``, same shape out."""
+        (first, second), (of_first, of_second) = maps, self.weight.chunk(2, dim=1)
+        return F.conv3d(first, of_first, self.bias).add_(F.conv3d(second, of_second))
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
