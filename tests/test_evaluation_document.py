@@ -14,3 +14,10 @@ def test_every_block_of_a_document_is_escaped() -> None:
     assert text.count("| \\<i>\\|\\\\n# x |") == 2
     assert page.count("&lt;i&gt;|\\n# x") == 7
     assert "<i>" not in page
+
+
+def test_an_interval_stays_on_one_line() -> None:
+    page = to_html([Lead("B is worse than A by 0.042 Dice [0.032, 0.054] on 20 cases. [<b>]")], "x")
+    assert '<span class="number">[0.032, 0.054]</span>' in page
+    assert page.count('class="number"') == 1
+    assert "[&lt;b&gt;]" in page

@@ -29,7 +29,7 @@ def test_a_label_has_one_colour_and_no_model_has_it() -> None:
 def test_differences_are_to_the_first_model() -> None:
     measurements = [measurement(i, m, "a", v) for m, v in (("first", 0.5), ("second", 0.8)) for i in range(3)]
     (axis,) = draw_differences(tabulate(measurements, METRICS[0]), {"a": label_colour(0)}).axes
-    assert axis.get_title() == "second minus first"
+    assert axis.get_title() == "second\nminus first"
     points = axis.get_lines()[0]
     np.testing.assert_allclose(points.get_ydata(), 0.3)
     np.testing.assert_allclose(points.get_xdata(), 0.65)

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,13 @@ table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; display: blo
 td, th { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; vertical-align: top;
   font-variant-numeric: tabular-nums }
 td:nth-child(-n+2) { min-width: 5rem }
-td:nth-child(n+3) { white-space: nowrap }
+td:nth-child(n+3), .number { white-space: nowrap }
 th { overflow-wrap: normal }
 img { max-width: 100% }
 figure { margin: 1rem 0 }
 figcaption { color: #555; font-size: 13px }
 """
-"""Numbers stay on one line; names, which stand in the first two columns, may break anywhere."""
+"""Numbers and intervals stay on one line; names, which stand in the first two columns, may break anywhere."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def _block_html(block: Block) -> str:
         case Heading(text, level):
             return f"<h{level}>{_escaped(text)}</h{level}>"
         case Lead(text):
-            return f'<p class="lead">{_escaped(text)}</p>'
+            kept = re.sub(r"\[[-+.,0-9 ]+\]", r'<span class="number">\g<0></span>', _escaped(text))
+            return f'<p class="lead">{kept}</p>'
         case Paragraph(text):
             return f"<p>{_escaped(text)}</p>"
         case Bullets(items):

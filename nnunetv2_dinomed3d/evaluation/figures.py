@@ -92,7 +92,7 @@ def draw_differences(table: Table, colours: dict[str, Colour]) -> Figure:
             for y, style in ((mean, "-"), (mean - spread, "--"), (mean + spread, "--")):
                 axis.axhline(y, color="black", lw=0.9, ls=style)
         axis.axhline(0, color="0.8", lw=0.8, zorder=0)
-        axis.set_title(f"{plot_text(model, 40)} minus {plot_text(first, 40)}", fontsize=9)
+        axis.set_title(f"{plot_text(model, 40)}\nminus {plot_text(first, 40)}", fontsize=9)
         axis.set_xlabel(f"mean of both, {table.metric.title}", fontsize=8)
         axis.set_ylabel("difference", fontsize=8)
         axis.legend(fontsize=7)

@@ -54,8 +54,12 @@ class Pictures:
 def draw_answer(dice: Table, folder: Path) -> Pictures:
     """The picture below the answer: boxes of Dice."""
     pictures = Pictures(folder)
-    pictures.add("dice", lambda: draw_boxes(dice), "Dice of every case; a grey line joins the values of a case.")
+    pictures.add("dice", lambda: draw_boxes(dice), f"Dice of every case{_joined(dice)}.")
     return pictures
+
+
+def _joined(table: Table) -> str:
+    return "; a grey line joins the values of a case" if len(table.models) > 1 else ""
 
 
 def draw_details(result: Result, tables: list[Table], folder: Path) -> Pictures:
@@ -70,7 +74,7 @@ def draw_details(result: Result, tables: list[Table], folder: Path) -> Pictures:
 
 def _add_plots(pictures: Pictures, result: Result, tables: list[Table]) -> None:
     dice, distance = tables[0], tables[1]
-    pictures.add("hd95", lambda: draw_boxes(distance), "HD95 in mm; a grey line joins the values of a case.")
+    pictures.add("hd95", lambda: draw_boxes(distance), f"HD95 of every case, in mm{_joined(distance)}.")
     if len(dice.models) > 1:
         caption = "Differences of Dice by case (Bland-Altman): mean, and mean -+ 1.96 standard deviations."
         colours = colours_of_labels(result.rules.labels)
