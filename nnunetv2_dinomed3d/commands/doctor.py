@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from nnunetv2_dinomed3d.commands.trainer_path import ENTRY_MODULE, trainer_folder
+from nnunetv2_dinomed3d.dataset_json import read_json
 from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE, WEIGHTS_VARIABLE, check_environment, seed_setting
 from nnunetv2_dinomed3d.text import printable
 from nnunetv2_dinomed3d.versions import DISTRIBUTION, dependencies
@@ -140,11 +141,7 @@ def _weights_of(value: str) -> Finding:
     path = Path(os.path.expanduser(value))
     advice = f"set {WEIGHTS_VARIABLE} to a file that exists"
     try:
-        files = [path]
-        if os.path.isdir(path):
-            from nnunetv2_dinomed3d.weights.files import weight_files  # which imports PyTorch
-
-            files = weight_files(path)
+        files = _weight_files(path)
         wrong = next((f"{printable(file)} {reason}" for file in files if (reason := _unreadable(file))), None)
     except (ValueError, OSError) as error:
         wrong = printable(error)
@@ -152,6 +149,21 @@ def _weights_of(value: str) -> Finding:
         return Finding("error", f"{WEIGHTS_VARIABLE}: {wrong}", advice)
     what = f"weights of {TRAINER}: {printable(value)} ({WEIGHTS_VARIABLE})"
     return Finding("ok", f"{what}; `dinomed3d weights --check` says whether they fit")
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The files to look for: the path itself, or the parts of a folder that Hugging Face transformers wrote."""
+    if not os.path.isdir(path):
+        return [path]
+    index = path / f"{HUB_FILE}.index.json"
+    if os.path.lexists(path / HUB_FILE):
+        return [path / HUB_FILE]
+    if not os.path.lexists(index):
+        raise ValueError(f"{path} is a folder without {HUB_FILE}")
+    try:
+        return [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of weights") from error
 
 
 def _weights_of_hub() -> Finding:
@@ -197,9 +209,7 @@ def check_folders() -> Iterator[Finding]:
             continue
         what = f"{name} is {printable(value)}"
         if not os.path.exists(value):
-            advice = (
-                f"mkdir -p {shlex.quote(value)}" if value.isprintable() else "choose a name of printable characters"
-            )
+            advice = f"mkdir -p {shlex.quote(value)}" if value.isprintable() else "choose a printable name"
             yield Finding("error", f"{what}, which does not exist", advice)
         elif not os.path.isdir(value):
             yield Finding("error", f"{what}, which is no folder", "choose a folder of your own")

@@ -1,4 +1,4 @@
-"""``dinomed3d doctor``: what it would be wrong to call fine, in a process as a user starts it."""
+"""``dinomed3d doctor``: every state that would be wrong to call fine, in a process as a user starts it."""
 
 import os
 import subprocess
@@ -65,18 +65,18 @@ def test_no_problem_where_there_is_none(place: Place) -> None:
     assert any(line.startswith("ok       nnU-Net finds nnUNetTrainerDINOMed3D through nnUNet_extT") for line in lines)
     assert any(str(place.weights) in line for line in lines)
     if not torch.cuda.is_available():
-        assert any("no GPU: nnUNetv2_train stops" in line for line in lines)
+        assert any("no GPU: nnUNetv2_train will stop" in line for line in lines)
         assert any("-> add -device cpu" in line for line in lines)
     warned = sum(line.startswith("warning") for line in lines)
     assert lines[-1].startswith("No problem found")
-    assert ("but mind" in lines[-1]) == bool(warned)  # a warning is no unqualified yes
+    assert ("but see" in lines[-1]) == bool(warned)  # a warning is no unqualified yes
 
 
 def test_it_imports_neither_torch_nor_nnunets_trainers(place: Place) -> None:
     """They take many times longer than all the checks."""
     code = (
-        "import sys; from nnunetv2_dinomed3d import doctor; doctor._has_driver = lambda: False; doctor.run_doctor();"
-        "print({'torch', 'timm', 'nnunetv2.training.nnUNetTrainer.nnUNetTrainer'} & set(sys.modules))"
+        "import sys; from nnunetv2_dinomed3d.commands import doctor; doctor._has_driver = lambda: False;"
+        "doctor.run(None); print({'torch', 'timm', 'nnunetv2.training.nnUNetTrainer.nnUNetTrainer'} & set(sys.modules))"
     )
     environment = {**place.environment, "DINOMED3D_WEIGHTS": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -117,6 +117,11 @@ def test_the_weights_are_those_that_the_trainer_starts_from() -> None:
     assert hub_name(name) == f"{doctor.HUB_REPOSITORY}/{doctor.HUB_FILE}"
 
 
+def write_index(folder: Path, text: str) -> None:
+    folder.mkdir()
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -127,6 +132,11 @@ def test_the_weights_are_those_that_the_trainer_starts_from() -> None:
         (lambda path: path.symlink_to("/dev/zero"), "is no file"),
         (Path.mkdir, "is a folder without model.safetensors"),
         (lambda path: (path.mkdir(), (path / "model.safetensors").touch()), "is empty"),
+        (
+            lambda path: write_index(path, '{"weight_map": {"a": "part.safetensors"}}'),
+            "part.safetensors does not exist",
+        ),
+        (lambda path: write_index(path, "[]"), "is no index of weights"),
     ],
 )
 def test_weights_that_cannot_be_read(place: Place, make: Callable[[Path], object], reason: str) -> None:
@@ -141,7 +151,7 @@ def test_stage1_of_another_training(place: Place) -> None:
     """With it, no weights are needed; and it has to be there."""
     code, lines = place.doctor(DINOMED3D_STAGE1=str(place.weights), DINOMED3D_WEIGHTS=None, HF_HUB_OFFLINE="1")
     assert code == 0
-    assert any("stage 1 is skipped, stage 2 starts from" in line for line in lines)
+    assert any("stage 1 is skipped and stage 2 starts from" in line for line in lines)
     error, _ = place.one_problem(DINOMED3D_STAGE1="/no/such/file")
     assert "DINOMED3D_STAGE1 is /no/such/file, which does not exist" in error
 
@@ -152,7 +162,7 @@ def test_stage1_of_another_training(place: Place) -> None:
         ("DINOMED3D_WEIGTHS", "/x", "DINOMED3D_WEIGTHS is set, which is no setting"),
         ("DINOMED3D_SEED", "one", "DINOMED3D_SEED is 'one': set it to a whole number"),
         ("nnUNet_n_proc_DA", "many", "nnUNet_n_proc_DA is 'many'"),
-        ("nnUNet_def_n_proc", "0", "nnUNet_def_n_proc is '0', no number of processes from 1 on"),
+        ("nnUNet_def_n_proc", "0", "nnUNet_def_n_proc is '0'; it is a number of processes, 1 or more"),
         ("nnUNet_raw", None, "nnUNet_raw is not set"),
         ("nnUNet_preprocessed", "/dev/null", "which is no folder"),
         ("nnUNet_results", "/proc/self", "which cannot be written"),
@@ -170,7 +180,7 @@ def test_advice_can_be_pasted(place: Place) -> None:
     subprocess.run(["bash", "-c", advice], cwd=place.root, check=True)
     error, advice = place.one_problem(nnUNet_results=f"{results}\nok       no problem")
     assert r"spoiled\nok" in error
-    assert advice == "choose a name that prints"
+    assert advice == "choose a printable name"
     assert results.is_dir()
     assert not (place.root / "spoiled").exists()
 
@@ -252,7 +262,7 @@ def test_a_gpu_that_pytorch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cuda(monkeypatch, 0, "The NVIDIA driver on your system is too old\nsecond line")
     (finding,) = doctor.check_gpu()
     assert finding.status == "warning"
-    assert "PyTorch sees no GPU (The NVIDIA driver on your system is too old): nnUNetv2_train stops" in finding.what
+    assert "PyTorch sees no GPU (The NVIDIA driver on your system is too old): nnUNetv2_train will stop" in finding.what
     monkeypatch.setattr(torch.version, "cuda", None)
     (finding,) = doctor.check_gpu()
     assert "built without CUDA" in finding.what
@@ -267,4 +277,4 @@ def test_little_room(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nnUNet_results" in said[0]
     assert "where 0.1 GB are free" in said[0]
     if os.path.isdir("/dev/shm"):
-        assert "/dev/shm, through which loader workers hand over batches, has 0.1 GB free" in said[1]
+        assert "/dev/shm, through which loader workers hand over batches, has only 0.1 GB free" in said[1]

@@ -15,11 +15,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.dinomed3d import Variant
+from nnunetv2_dinomed3d.network_architecture.variants import Variant
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.registry import BASE, trainer_class
 from nnunetv2_dinomed3d.weights import load_reference_checkpoint
-from nnunetv2_dinomed3d.weights.stage1 import load_stage1
+from nnunetv2_dinomed3d.weights.stage1 import read_stage1_checkpoint
 from tests.test_weights_reference import VIT, parameters, released_shapes, value
 
 WIDTH, DEPTH, CLASSES = 96, 4, 2
@@ -143,7 +143,7 @@ def test_stage1_starts_our_stage_2(
     log = Path(trainer.log_file).read_text()
     assert "Stage 1 is skipped. Stage 2 starts from stage1.pth" in log
     assert "data set and fold not told" in log
-    assert load_stage1(out).dataset is None
+    assert read_stage1_checkpoint(out).dataset is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from nnunetv2_dinomed3d.commands.weights import check_weights_file, fetch_weights
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.dinomed3d import Variant
+from nnunetv2_dinomed3d.network_architecture.variants import Variant
 from nnunetv2_dinomed3d.weights import WeightsUnavailableError
 from tests.test_weights_reference import parameters, released_shapes
 
