@@ -142,4 +142,4 @@ def test_both_stages_on_two_ranks(preprocessed: Path, tmp_path: Path) -> None:
     assert len(list(folder.glob("training_log_*.txt"))) == 1
     (stopped,) = (tmp_path / "results").glob("*/StoppedOnTwoRanks__*/fold_0")
     assert torch.load(stopped / "checkpoint_latest.pth", weights_only=False)["current_epoch"] == 1
-    assert "A signal to another process: epoch 1 is broken off" in next(stopped.glob("training_log_*")).read_text()
+    assert "A signal to another process: epoch 1 was interrupted" in next(stopped.glob("training_log_*")).read_text()

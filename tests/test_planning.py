@@ -17,7 +17,9 @@ from unittest import mock
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from packaging.version import Version
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from nnunetv2_dinomed3d.commands.main import main
@@ -33,7 +35,7 @@ from nnunetv2_dinomed3d.planning.step_memory import (
     _Storages,
     training_step_memory,
 )
-from nnunetv2_dinomed3d.planning.training_memory import TrainingMemory, memory_warning
+from nnunetv2_dinomed3d.planning.training_memory import TrainingMemory, memory_warning, training_steps
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.harness import trainer as trainer_module
 from nnunetv2_dinomed3d.trainers.registry import find_trainer, trainer_class
@@ -53,17 +55,14 @@ def nbytes(tensors: Iterator[torch.Tensor]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def measured(trainer: nnUNetTrainerDINOMed3D, shape: tuple[int, ...]) -> int:
+def measured(trainer: nnUNetTrainer, shape: tuple[int, ...], targets: list[tuple[int, ...]]) -> int:
     """Most bytes that PyTorch's CPU allocator hands out during nnU-Net's own train_step, by its profiler."""
-    depth = 1 if trainer.stage == 1 else shape[2]
-    batch = {
-        "data": torch.randn(shape),
-        "target": torch.randint(0, 2, (shape[0], 1, depth, *shape[3:]), dtype=torch.int16),
-    }
-    trainer.train_step(batch)  # the first makes AdamW's moments
-    module = trainer.module
+    labels = [torch.randint(0, 2, target, dtype=torch.int16) for target in targets]
+    batch = {"data": torch.randn(shape), "target": labels if trainer.enable_deep_supervision else labels[0]}
+    trainer.train_step(batch)  # the first makes the optimiser's state
+    module = trainer.network
     moments = (value for state in trainer.optimizer.state.values() for value in state.values())
-    before = nbytes((*module.parameters(), *module.buffers(), *moments, *batch.values()))
+    before = nbytes((*module.parameters(), *module.buffers(), *moments, batch["data"], *labels))
     peaks = []
     # without gradients, as a step begins: of tensors that were there before, the profiler does not see the end
     for _ in range(2):  # on a busy machine the profiler can lose events
@@ -94,13 +93,40 @@ def check_estimate(
         network = build_dinomed3d(trainer.variant, 1, 2, patch)
         network.checkpoint_activations(checkpoint)
         network.set_stage(stage, single_slab_input=stage == 1)
-        return network
+        return nn.Module.to(network, memory_format=torch.channels_last_3d)  # as `DINOMed3D.to` lays it on the CPU
 
     estimate = training_step_memory(Step("", build, shape), "cpu").total
-    truth = measured(instance, shape)
+    truth = measured(instance, shape, [(shape[0], 1, 1 if stage == 1 else shape[2], *shape[3:])])
     what = f"{trainer.variant} stage {stage} {shape} checkpoint {checkpoint}"
     print(f"{what}: estimate / measured {estimate / truth:.3f} of {truth / 1e6:.0f} MB")  # shown with pytest -rP
     assert estimate == pytest.approx(truth, rel=0.15)
+
+
+def test_estimate_of_a_stock_trainer(make_trainer: Callable) -> None:
+    """nnU-Net's own network has one step, with deep supervision."""
+    instance = make_trainer(nnUNetTrainer)
+    instance.initialize()
+    instance.network.train()
+    shape = (2, 1, *instance.configuration_manager.patch_size)
+    managers = instance.plans_manager, instance.configuration_manager
+    (step,) = training_steps(nnUNetTrainer, *managers, in_channels=1, num_classes=2)
+    assert step.batch_shape == shape
+    outputs = instance.network(torch.zeros(shape))
+    truth = measured(instance, shape, [(2, 1, *output.shape[2:]) for output in outputs])
+    estimate = training_step_memory(step, "cpu").total
+    print(f"estimate / measured {estimate / truth:.3f} of {truth / 1e6:.0f} MB")  # shown with pytest -rP
+    assert estimate == pytest.approx(truth, rel=0.15)
+
+
+def test_a_stock_trainers_memory_is_told_and_nothing_written(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(planned.iterdir())
+    assert main(["plan", "-d", "901", "-gpu_memory_target", "8", "-tr", "nnUNetTrainer"]) == 0
+    output = capsys.readouterr().out
+    assert "Memory of nnUNetTrainer with nnUNetPlans on a GPU of 8.0 GB:" in output
+    rows = [line.split() for line in output.splitlines() if line.startswith(("3d_fullres", "2d"))]
+    assert {row[0] for row in rows} == {"3d_fullres", "2d"}
+    assert all(row[-1] == "yes" for row in rows)
+    assert set(planned.iterdir()) == before
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])

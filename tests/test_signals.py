@@ -163,7 +163,7 @@ def test_in_the_final_validation(
     assert caught.value.code == PREEMPTED
     assert signal.getsignal(number) == before
     assert not summary.exists()
-    assert f"{number.name}: the validation is broken off" in log_of(trainer)
+    assert f"{number.name}: validation interrupted" in log_of(trainer)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
@@ -251,14 +251,14 @@ def test_the_commands_processes(nnunet_environment: dict[str, str], tmp_path: Pa
 
     code, printed = train_until("starved", lambda leader: os.killpg(leader, signal.SIGTERM))
     assert code == PREEMPTED, printed
-    assert "SIGTERM: epoch 1 is broken off and saved" in printed
+    assert "SIGTERM: epoch 1 was interrupted, its state is saved" in printed
     assert "Traceback" not in printed
     code, printed = train_until("Epoch 2", lambda leader: os.kill(leader, signal.SIGKILL), "--c")
     assert code == -signal.SIGKILL, printed
     assert "Epoch 1" in printed
     code, printed = train_until("predicting case", lambda leader: os.killpg(leader, signal.SIGUSR1), "--c")
     assert code == PREEMPTED, printed
-    assert "SIGUSR1: the validation is broken off" in printed
+    assert "SIGUSR1: validation interrupted" in printed
     assert "Traceback" not in printed
     code, printed = train_until("no such line", os.getpgid, "--c")
     assert code == 0, printed

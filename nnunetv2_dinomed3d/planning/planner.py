@@ -21,7 +21,7 @@ from nnunetv2_dinomed3d.text import printable
 
 PLANS_NAME = "nnUNetDINOMed3DPlans"
 EXPERIMENT_PLANNER = "DINOMed3DPlanner"
-"""What the plans say made them."""
+"""The planner that the plans name as theirs."""
 
 
 @dataclass(frozen=True)

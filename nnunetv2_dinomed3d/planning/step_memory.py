@@ -186,6 +186,21 @@ class _CudaAutocast(TorchFunctionMode):
         return self.cache[id(tensor)]
 
 
+def _leave_meta(network: nn.Module) -> None:
+    """Give a network on the meta device (fake) memory on the CPU. Modules that stand in it twice stay shared."""
+    known: dict[int, Tensor] = {}
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in known:
+                    empty = torch.empty_like(tensor, device="cpu")
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    known[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                tensors[name] = known[id(tensor)]  # type: ignore[assignment]
+
+
 def _loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy and Dice with the tensors that nnU-Net's makes."""
     entropy = F.cross_entropy(logits, target[:, 0].long())
@@ -207,7 +222,7 @@ def _backward(loss: Tensor) -> None:
 
 
 def _at_peak(storages: _Storages, parts: Mapping[str, Collection[_Storage]], reserve: int) -> MemoryUse:
-    """What is alive at the peak: of each part, and the rest, with the reserve, as workspace."""
+    """The memory in use at the peak, part by part. The rest, with the reserve, is workspace."""
     peak = storages.peak()
     alive = {storage for storage in storages.all if storage.is_alive(peak)}
     nbytes = {part: sum(storage.nbytes for storage in alive.intersection(members)) for part, members in parts.items()}
@@ -220,17 +235,16 @@ def training_step_memory(step: Step, device_type: DeviceType = "cuda") -> Memory
 
     Args:
         step: the step.
-        device_type: where the training would run. On the CPU weights lie channels-last, as `DINOMed3D.to` lays them.
+        device_type: where the training would run.
     """
     on_cuda = device_type == "cuda"
     with torch.device("meta"):
         network = step.build()
-    if not on_cuda:
-        nn.Module.to(network, memory_format=torch.channels_last_3d)
     storages = _Storages(on_cuda)
     autocast = _CudaAutocast(enabled=on_cuda and step.mixed_precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        network.to_empty(device="cpu").train()
+        _leave_meta(network)
+        network.train()
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = step.optimizer(trained)
         for group in optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import stage_of
 from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Stage
 from nnunetv2_dinomed3d.trainers.harness.best_epoch import BestEpoch
 from nnunetv2_dinomed3d.trainers.harness.checkpoint_files import LATEST
@@ -29,6 +30,6 @@ def best_epoch_of_stage(path: Path, identity: Identity, stage: Stage) -> BestEpo
     return BestEpoch(
         path,
         identity,
-        lambda checkpoint: int(checkpoint["network_weights"]["_extra_state"]) == stage,
+        lambda checkpoint: stage_of(checkpoint["network_weights"]) == stage,
         remedy if path.name == STAGE1_BEST else None,
     )

@@ -14,7 +14,7 @@ DICE_AXIS = "pseudo dice"
 """nnU-Net's name of the axis that the Dice is drawn on."""
 
 DICE_CURVES = {"mean_fg_dice": ("pseudo dice", "dotted", 3), "ema_fg_dice": ("mov. avg.", "-", 4)}
-"""Of what nnU-Net draws there: name, line style and width."""
+"""Name, line style and width of the curves that nnU-Net draws there."""
 
 STAGE1_COLOUR = "0.55"
 

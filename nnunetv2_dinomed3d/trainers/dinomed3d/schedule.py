@@ -9,7 +9,7 @@ Stage = Literal[1, 2]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage is trained: its length in nnU-Net epochs and AdamW's initial learning rate."""
+    """One stage's length in nnU-Net epochs and AdamW's initial learning rate."""
 
     epochs: int
     lr: float

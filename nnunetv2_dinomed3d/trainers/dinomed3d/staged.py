@@ -13,6 +13,7 @@ from torch import nn
 
 from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.state_dict import misfit, shapes_of, stage_of
 from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST, best_epoch_of_stage
 from nnunetv2_dinomed3d.trainers.dinomed3d.lr_schedulers import PlateauLRScheduler, StagePolyLRScheduler
 from nnunetv2_dinomed3d.trainers.dinomed3d.progress_plot import StagedLogger
@@ -211,9 +212,9 @@ class StagedTrainer(HarnessTrainer):
     def prepare_for_checkpoint(self, checkpoint: dict[str, Any], filename: str) -> None:
         """Enter the stage of the checkpoint: that of its last epoch, also where stage 2 is next."""
         state = checkpoint["network_weights"]
-        if "_extra_state" not in state:
+        stage = stage_of(state)
+        if stage is None:
             raise ValueError(f"{filename} is no checkpoint of a DINO-Med3D training, but of another trainer's.")
-        stage = cast(Stage, int(state["_extra_state"]))
         self._set_schedule(self._own_schedule.of_checkpoint(checkpoint))
         self._stage_of_checkpoint = stage
         super().prepare_for_checkpoint(checkpoint, filename)
@@ -222,15 +223,12 @@ class StagedTrainer(HarnessTrainer):
         self._check_matches_network(checkpoint, filename)
 
     def _check_matches_network(self, checkpoint: dict[str, Any], filename: str) -> None:
-        own = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
-        theirs = {name: tensor.shape for name, tensor in checkpoint["network_weights"].items()}
-        wrong = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
-        if wrong:
+        if wrong := misfit(shapes_of(checkpoint["network_weights"]), shapes_of(self.module.state_dict())):
             written = checkpoint["init_args"].get("version", "unknown")
             raise ValueError(
-                f"{filename} does not fit the network of {type(self).__name__}: {len(wrong)} tensors differ, the first "
-                f"is {wrong[0]}. It was written by nnunetv2_dinomed3d {written}, this is {__version__}. Use the "
-                "version and the trainer that wrote it, or train anew (without --c) into another folder of results."
+                f"{filename} does not fit the network of {type(self).__name__}: {wrong} It was written by "
+                f"nnunetv2_dinomed3d {written}, this is {__version__}. Use the version and trainer that wrote it, or "
+                "train anew (without --c) into another folder of results."
             )
 
     def _more_init_args(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from nnunetv2_dinomed3d.weights.stage1 import Stage1Checkpoint, read_stage1_chec
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training starts.
+    """The start of a training.
 
     Attributes:
         origin: of the weights, for the record of the training.
@@ -94,7 +94,7 @@ def require_one_start(stages: Collection[int], weights_loaded: bool) -> None:
 def leaked_cases(
     checkpoint: Stage1Checkpoint, dataset: str, splits: Sequence[Mapping[str, Sequence[str]]], cases: Collection[str]
 ) -> list[str]:
-    """Those of this fold's validation cases that the checkpoint was trained on.
+    """This fold's validation cases that the checkpoint was trained on.
 
     Args:
         checkpoint: of the other training.

@@ -1,1 +1,1 @@
-"""What any network's trainer needs on nnU-Net's hooks."""
+"""The harness: nnU-Net's trainer with fault tolerance and checks, for any network."""

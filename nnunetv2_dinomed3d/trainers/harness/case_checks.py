@@ -14,7 +14,7 @@ from nnunetv2_dinomed3d.text import printable
 from nnunetv2_dinomed3d.trainers.harness.input_checks import AGAIN, some
 
 OUTSIDE = -1
-"""What nnU-Net's preprocessing writes into the background of a segmentation where the image is zero."""
+"""Value that nnU-Net's preprocessing writes into the background of a segmentation where the image is zero."""
 
 LARGEST_INTENSITY = float(np.sqrt(np.finfo(np.float32).max))
 """Above it the square, and so a standard deviation, is not finite in float32."""
@@ -24,7 +24,7 @@ ONLY_AGAIN = "Preprocess again (nnUNetv2_preprocess)"
 
 @dataclass(frozen=True)
 class Expected:
-    """What a preprocessed case must look like.
+    """The form that a preprocessed case must have.
 
     Attributes:
         channels: of the image.
@@ -40,7 +40,7 @@ class Expected:
 
     @staticmethod
     def of(dataset_json: Mapping, label_manager: Any) -> "Expected":
-        """By a ``dataset.json`` and nnU-Net's label manager for it."""
+        """The form that a ``dataset.json`` and nnU-Net's label manager for it ask for."""
         channels = len(dataset_json.get("modality", dataset_json.get("channel_names", ())))
         labels = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
         values = {OUTSIDE, 0, *map(int, label_manager.all_labels)}
@@ -52,7 +52,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class CaseReport:
-    """What was found in a preprocessed case.
+    """Findings in a preprocessed case.
 
     Attributes:
         identifier: of the case.
@@ -171,7 +171,7 @@ def _value_fault(what: str, values: set, named: frozenset[int]) -> str | None:
 
 
 def _location_fault(properties: Any, shape: tuple[int, ...], needed: Sequence) -> str | None:
-    """What is wrong with nnU-Net's sample of voxels of each label, which it centres patches on."""
+    """The fault in nnU-Net's sample of voxels of each label, which it centres patches on; None if there is none."""
     locations = properties.get("class_locations") if isinstance(properties, Mapping) else None
     if not isinstance(locations, Mapping):
         return f"its .pkl has no class_locations. {ONLY_AGAIN}."
@@ -214,7 +214,7 @@ def check_cases(
         largest_raw: gives the largest magnitude in the raw image of a case, None if it is not known.
 
     Returns:
-        What is worth a warning.
+        Warnings.
 
     Raises:
         ValueError: a case is damaged, does not fit ``dataset.json``, has values that are not finite, or one intensity

@@ -68,7 +68,7 @@ def remove_partials(folder: Path) -> None:
 
 
 def why_not_written(error: BaseException, partial: str) -> str:
-    """What to do about a file that could not be written: one or two sentences.
+    """Advice about a file that could not be written: one or two sentences.
 
     Args:
         error: that writing raised. PyTorch's tells no reason; then one is looked for.
@@ -117,7 +117,7 @@ def read_own_checkpoint(filename: str, mmap: bool = False) -> dict[str, Any]:
 
 
 def read_verified(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """As `read_own_checkpoint`, without the advice."""
+    """The same as `read_own_checkpoint`, without the advice."""
     require_sound_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)

@@ -1,4 +1,4 @@
-"""What the training steps of the epoch in progress gave, so that a training stopped in its middle can go on there.
+"""Results of the training steps of the epoch in progress, so that a training stopped in its middle can go on there.
 
 Validation is repeated: with the random states from before it, it draws the same.
 """
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 Output = dict[str, Any]
-"""What nnU-Net's steps give: numbers and arrays by name."""
+"""Result of one of nnU-Net's steps: numbers and arrays by name."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class EpochSteps:
     random: dict[str, Any] | None = None
 
     def as_record(self) -> dict[str, Any]:
-        """As plain numbers and tensors, for a checkpoint; without the random states."""
+        """The same as plain numbers and tensors, for a checkpoint; without the random states."""
         return {"epoch": self.epoch, "train": [_to_tensors(output) for output in self.train], "skipped": self.skipped}
 
     @classmethod

@@ -90,7 +90,7 @@ class FaultTolerantTrainer(nnUNetTrainer):
     # ---- the folder ----
 
     def _take_folder(self, plans: dict, configuration: str, fold: int | str) -> None:
-        """Before nnU-Net writes into it: its lock is this process's. Of the ranks, rank 0 takes it."""
+        """Lock the folder for this process before nnU-Net writes into it. Rank 0 does so for all ranks."""
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
         name = type(self).__name__
@@ -143,7 +143,7 @@ class FaultTolerantTrainer(nnUNetTrainer):
             self.my_init_kwargs = init_args
 
     def _more_init_args(self) -> dict[str, Any]:
-        """What a checkpoint says of the training besides nnU-Net's own."""
+        """More about the training for its checkpoints, besides nnU-Net's own."""
         return {}
 
     def _state_to_resume_from(self) -> dict[str, Any]:
@@ -154,12 +154,12 @@ class FaultTolerantTrainer(nnUNetTrainer):
         return {"random": random_states(self.device)}
 
     def _keep_state_to_resume_from(self) -> None:
-        """After a checkpoint was loaded: keep what `_state_to_resume_from` put into it, if one of ours did."""
+        """After a checkpoint was loaded, keep the state that `_state_to_resume_from` put into it, if it did."""
         self._resume = self.my_init_kwargs.get("resume")
         self.my_init_kwargs = {name: value for name, value in self.my_init_kwargs.items() if name != "resume"}
 
     def _go_on(self) -> None:
-        """As an epoch begins, before anything is drawn: the first one after a stop goes on where it was."""
+        """Called as an epoch begins, before anything is drawn. The first epoch after a stop goes on where it was."""
         if self._steps.epoch != self.current_epoch:
             self._steps = EpochSteps(self.current_epoch)
         if self._resume is None:
@@ -204,7 +204,7 @@ class FaultTolerantTrainer(nnUNetTrainer):
             except Preempted:
                 if self.local_rank == 0:
                     summary.unlink(missing_ok=True)
-                self.print_to_log_file(f"{self._signal_name()}: the validation is broken off. --c or --val repeats it.")
+                self.print_to_log_file(f"{self._signal_name()}: validation interrupted. Repeat it with --c or --val.")
                 raise
 
     @contextmanager
@@ -234,14 +234,14 @@ class FaultTolerantTrainer(nnUNetTrainer):
     def _save_and_stop(self) -> None:
         self.preemption.allow(False)
         if not self._begun:
-            done = "stopped before the first epoch. The same command starts again."
+            done = "stopped before the first epoch. The same command starts the training again."
         elif self.current_epoch == self.num_epochs:
-            done = "stopped after the last epoch, which is saved. --c validates."
+            done = "stopped after the last epoch, which is saved. Resume with --c to validate."
         else:
             self.current_epoch -= 1  # nnU-Net saves the number of the next epoch
             self.save_checkpoint(join(self.output_folder, LATEST))
             self.current_epoch += 1
-            done = f"epoch {self.current_epoch} is broken off and saved. --c goes on there."
+            done = f"epoch {self.current_epoch} was interrupted, its state is saved. Resume at this step with --c."
         self.print_to_log_file(f"{self._signal_name()}: {done}")
         if self.is_ddp and self._begun:
             dist.barrier()  # nnU-Net's launcher ends all ranks when one has ended

@@ -1,4 +1,4 @@
-"""Whose a checkpoint is: what it was trained on and by, and in which training."""
+"""Identity of a checkpoint: its data set, plans, fold and trainer, and the training that wrote it."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ class ForeignCheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a training is of.
+    """Data set, configuration, fold, trainer and plans of a training.
 
     Attributes:
         dataset: nnU-Net's name.
@@ -58,7 +58,7 @@ class Identity:
 def identity_of(
     plans: Mapping[str, Any], configuration: str, fold: int | str, dataset_json: Mapping[str, Any], trainer: str
 ) -> Identity:
-    """From what nnU-Net gives a trainer."""
+    """The identity of a training, from the arguments that nnU-Net gives a trainer."""
     settings = PlansManager(dict(plans)).get_configuration(configuration).configuration
     content = [
         {name: plans.get(name) for name in _OF_PLANS},
@@ -70,7 +70,7 @@ def identity_of(
 
 
 def identity_of_checkpoint(checkpoint: Mapping[str, Any]) -> Identity | None:
-    """None where it does not tell."""
+    """The identity that a checkpoint tells; None where it does not."""
     args = checkpoint["init_args"]
     with suppress(KeyError, TypeError, AttributeError):
         return identity_of(
@@ -83,20 +83,20 @@ def identity_of_checkpoint(checkpoint: Mapping[str, Any]) -> Identity | None:
 
 
 def new_record(identity: Identity, version: str) -> dict[str, Any]:
-    """Of a training that begins: an id of its own, when it began, what it is of, and by which version of the plugin."""
+    """Record of a training that begins: its id, its start, the plugin's version, its identity."""
     started = datetime.now().isoformat(sep=" ", timespec="seconds")
     return {"id": uuid.uuid4().hex, "started": started, "version": version, **asdict(identity)}
 
 
 def unmarked_record(checkpoint: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
-    """Of a training whose first checkpoints say nothing of it (of version 0.1): the same each time."""
+    """Record of a training whose first checkpoints have none (of version 0.1): the same each time."""
     began = list(checkpoint["logging"].get("epoch_start_timestamps", ()))[:1]
     digest = hashlib.sha256(f"{identity} {began}".encode()).hexdigest()
     return {"id": digest[:32], "started": "at an unknown time", "unmarked": True, **asdict(identity)}
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The folder's; None if there is none, or none that can be read."""
+    """The folder's record; None if there is none, or none that can be read."""
     with suppress(OSError, ValueError):
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return content if isinstance(content, dict) and isinstance(content.get("id"), str) else None
@@ -104,12 +104,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """As JSON. Raises OSError."""
+    """Write the folder's record as JSON. Raises OSError."""
     write_durably(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def record_of_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of the training that wrote it; None for one of a version that wrote none."""
+    """Record of the training that wrote the checkpoint; None for one of a version that wrote none."""
     record = checkpoint["init_args"].get("training")
     return record if isinstance(record, dict) else None
 

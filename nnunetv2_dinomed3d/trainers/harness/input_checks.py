@@ -101,7 +101,7 @@ def check_split(file: Path, fold: int, cases: Collection[str]) -> list[str]:
         cases: that are preprocessed.
 
     Returns:
-        What is worth a warning.
+        Warnings.
 
     Raises:
         ValueError: it is malformed, or the fold is: no such fold, an unknown case, nothing to train or validate on.

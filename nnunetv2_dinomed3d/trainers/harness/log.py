@@ -22,10 +22,10 @@ WANDB_ID = "wandb_id"
 """Name under which a checkpoint's ``init_args`` hold the training's run at W&B."""
 
 LAST_OF_EPOCH = "epoch_end_timestamps"
-"""What nnU-Net logs last in an epoch."""
+"""Name of the last value that nnU-Net logs in an epoch."""
 
 LEARNING_RATE = "Current learning rate: "
-"""How nnU-Net begins the line."""
+"""Beginning of nnU-Net's line."""
 
 STAMP = re.compile(r"\n(?=\s*\d{4}-\d\d-\d\d )")
 """A line break before what looks like a line of the log."""
@@ -64,7 +64,7 @@ def _without_wandb() -> Iterator[None]:
 class WandbRun(WandbLogger):
     """nnU-Net's logger to W&B, with a run whose name is known: nnU-Net takes the newest one in the folder.
 
-    What fails once the run has begun is warned of once, and ends the run, not the training.
+    A failure after the run has begun is warned of once. It ends the run, not the training.
 
     Args:
         identifier: of the run; one that is there already is gone on with.

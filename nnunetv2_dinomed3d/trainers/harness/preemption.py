@@ -19,7 +19,7 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """What is known of the signals that ask to stop, and whether one may break off what runs now.
+    """State of the signals that ask to stop, and whether one may interrupt the code that runs now.
 
     Attributes:
         signal: the first that came, or None.
@@ -67,7 +67,7 @@ class Preemption:
             raise Preempted
 
     def allow(self, at_once: bool) -> None:
-        """From here on, a signal raises `Preempted` wherever it comes, and so does one noted before; or none does."""
+        """Let a signal raise `Preempted` wherever it comes from now on, also one noted before; or let none do so."""
         self._at_once = at_once and bool(self._owner)
         self._raise_if_allowed()
 

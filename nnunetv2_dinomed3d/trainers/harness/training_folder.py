@@ -1,5 +1,5 @@
-"""The folder of a training: one process has it, what another training left in it is moved aside, and a start that
-failed leaves nothing.
+"""The folder of a training: one process owns it, files of another training are moved aside, and a failed start
+leaves nothing.
 """
 
 import os
@@ -23,10 +23,10 @@ LEFT = (
     "network_architecture*",
     "wandb",
 )
-"""What a training leaves in its folder."""
+"""Files and folders that a training leaves in its folder."""
 
 _OF_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json")
-"""What nnU-Net copies into the folder above."""
+"""Files that nnU-Net copies into the folder above."""
 
 
 def move_aside(
@@ -100,12 +100,12 @@ class TrainingFolder:
             self._lock = lock_folder(self.path)
 
     def set_log(self, path: Path) -> None:
-        """Which text log is this start's."""
+        """Say which text log this start began."""
         if path.name not in self._before:
             self._log = path
 
     def claim(self, record: dict[str, Any]) -> Path | None:
-        """From now on the folder is this training's: what another one left is moved aside.
+        """Make the folder this training's. Files of another one are moved aside.
 
         Args:
             record: of this training.

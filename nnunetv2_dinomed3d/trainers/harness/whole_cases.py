@@ -56,7 +56,7 @@ def windows_of_case(case: str, shape: Sequence[int], size: Sequence[int], every_
 
 
 def windows_of_cases(dataset: Any, size: Sequence[int], every_slice: bool) -> list[Window]:
-    """Those of `windows_of_case` for all cases of nnU-Net's dataset, by their identifiers."""
+    """Windows that cover all cases of nnU-Net's dataset, in the order of their identifiers."""
     shapes = {case: dataset.load_case(case)[0].shape[1:] for case in sorted(dataset.identifiers)}
     return [window for case, shape in shapes.items() for window in windows_of_case(case, shape, size, every_slice)]
 
@@ -102,7 +102,7 @@ class WholeLoader(nnUNetDataLoader):
         self.windows, self.first = windows, 0
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Of ``data`` ``(b, C, d, h, w)`` and ``target`` ``(b, 1 or regions, d, h, w)``."""
+        """The next batch: ``data`` ``(b, C, d, h, w)`` and ``target`` ``(b, 1 or regions, d, h, w)``."""
         batch = self.windows[self.first : self.first + self.batch_size]
         self.first = (self.first + self.batch_size) % len(self.windows)
         self.cases, self.starts = [window.case for window in batch], iter([window.start for window in batch])
@@ -113,7 +113,7 @@ class WholeLoader(nnUNetDataLoader):
         return self.cases
 
     def get_bbox(self, *_: Any, **__: Any) -> tuple[list[int], list[int]]:
-        """Of the next row, its window: first voxels, and those after the last."""
+        """The next row's window: its first voxels, and those after the last."""
         start = next(self.starts)
         return list(start), [first + side for first, side in zip(start, self.patch_size, strict=True)]
 

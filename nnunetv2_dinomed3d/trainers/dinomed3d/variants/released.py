@@ -22,15 +22,16 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets_trainer
 from torch import distributed as dist
 
 from nnunetv2_dinomed3d.network_architecture.encoder import NO_LORA_ON_ICE
+from nnunetv2_dinomed3d.network_architecture.state_dict import ICE
 from nnunetv2_dinomed3d.trainers.dinomed3d.lr_schedulers import PlateauLRScheduler
 from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import Augmentation
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 
 ROTATION = (-15 * np.pi / 180, 15 * np.pi / 180)
 SCALING = (0.8, 1.2)
-"""Sizes of objects, of what they are."""
+"""Scaling of objects, as a factor of their size."""
 TRANSLATION = 0.05
-"""Of the patch's side, to both sides; in stage 2."""
+"""Shift in stage 2, as a share of the patch's side, to both sides."""
 HORIZONTAL = 2
 """The last axis, that of an axial slice's rows."""
 
@@ -137,7 +138,7 @@ class nnUNetTrainerDINOMed3D_released(nnUNetTrainerDINOMed3D):
         return [math.ceil(side + 2 * shift * final) for side, final in zip(turned, in_plane, strict=True)]
 
     def get_training_transforms(self, patch_size: Sequence[int], *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]
-        """Of nnU-Net's transforms flip, rotation and scaling, and those that prepare the labels."""
+        """nnU-Net's transforms without intensities: flip, rotation and scaling, and those that prepare the labels."""
         transforms = nnUNetTrainerDINOMed3D.get_training_transforms(patch_size, *args, **kwargs).transforms
         kept = [transform for transform in transforms if not _is_intensity(transform)]
         return ComposeTransforms([self._joint(item) if isinstance(item, SpatialTransform) else item for item in kept])
@@ -191,6 +192,6 @@ class nnUNetTrainerDINOMed3D_released(nnUNetTrainerDINOMed3D):
         )
 
     def _check_matches_network(self, checkpoint: dict[str, Any], filename: str) -> None:
-        if "encoder.ice.conv.weight" in checkpoint["network_weights"]:
+        if f"{ICE}weight" in checkpoint["network_weights"]:
             raise ValueError(f"{filename}: {NO_LORA_ON_ICE}")
         super()._check_matches_network(checkpoint, filename)
