@@ -23,7 +23,7 @@ FLOORS = [
     ["planning"],
     ["trainers.harness"],
     ["trainers.baselines", "trainers.dinomed3d"],
-    ["trainers.registry"],
+    ["trainers.registry", "trainers.trainer"],
     ["evaluation"],
     ["look", "demo"],
     ["commands"],
