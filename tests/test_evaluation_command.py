@@ -120,7 +120,7 @@ def test_hostile_names_are_shown_and_do_nothing(root: Path) -> None:
 def test_a_picture_that_fails_is_noted_and_loses_nothing_else(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **more: object) -> None:
         raise RuntimeError("no\nfont")
 
     Path("compare/figures").mkdir(parents=True)
@@ -307,7 +307,7 @@ def test_pictures_show_what_was_measured(root: Path, monkeypatch: pytest.MonkeyP
     shown = []
     measure_here(monkeypatch)
 
-    def look(title: str, image: object, note: str, plane: object, labels: object) -> None:
+    def look(title: str, plane: object, labels: object, **more: object) -> None:
         shown.append(plane.maps())  # type: ignore[attr-defined]
         (root / "pr" / "c.nii.gz").unlink(missing_ok=True)
         raise RuntimeError

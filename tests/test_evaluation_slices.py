@@ -56,7 +56,7 @@ def test_a_case_is_drawn_with_a_panel_for_each_label_map() -> None:
     chooser.add("m", volume(), volume())
     plane = chooser.plane()
     for image in (None, np.zeros(plane.maps()[0][1].shape)):
-        figure = draw_case("worst 1: c", image, "image", plane, LABELS)
+        figure = draw_case("worst 1: c", plane, LABELS, image=image, note="image")
         assert [axis.get_title() for axis in figure.axes] == ["image", "reference", "m"]
         grey, coloured = (np.asarray(axis.images[0].get_array()) for axis in figure.axes[:2])
         assert (grey[..., 0] == grey[..., 1]).all()

@@ -99,7 +99,7 @@ def test_what_is_no_volume_of_numbers_is_refused(tmp_path: Path) -> None:
     assert "4 axes" in refusal(write_nifti(tmp_path / "series.nii.gz", np.zeros((3, 4, 5, 2), np.uint8)))
     assert read_label_map(write_nifti(tmp_path / "one.nii.gz", np.zeros((3, 4, 5, 1), np.uint8)))[0].shape == (5, 4, 3)
     colours = sitk.GetImageFromArray(np.zeros((3, 4, 5, 3), np.uint8), isVector=True)
-    for ending, words in ((".nrrd", "3 numbers a voxel"), (".mha", "3 numbers a voxel"), (".nii.gz", "5 axes")):
+    for ending, words in ((".nrrd", "3 numbers per voxel"), (".mha", "3 numbers per voxel"), (".nii.gz", "5 axes")):
         sitk.WriteImage(colours, str(tmp_path / f"colours{ending}"))
         assert words in refusal(tmp_path / f"colours{ending}")
     write_nifti(tmp_path / "complex.nii", np.zeros((3, 4, 5), np.complex64))

@@ -111,4 +111,4 @@ def _add_case(pictures: Pictures, result: Result, case: str, *, kind: str, capti
         note = "image cannot be read"
         pictures.lost.append(f"{case} is shown without its image: {error}")
     title = f"{kind.replace('_', ' ')}: {case}"
-    pictures.add(kind, lambda: draw_case(title, image, note, plane, labels), caption)
+    pictures.add(kind, lambda: draw_case(title, plane, labels, image=image, note=note), caption)

@@ -47,7 +47,7 @@ def read_slice(path: Path, plane: Plane) -> np.ndarray:
     return plane.cut(image)
 
 
-def draw_case(title: str, image: np.ndarray | None, note: str, plane: Plane, labels: DatasetLabels) -> Figure:
+def draw_case(title: str, plane: Plane, labels: DatasetLabels, *, image: np.ndarray | None, note: str) -> Figure:
     """A panel with the image, and one for each label map over it.
 
     Args:
