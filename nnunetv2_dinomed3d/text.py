@@ -1,9 +1,18 @@
 """Text from outside (names of cases, paths, messages of libraries), made safe to show."""
 
+from collections.abc import Iterable
+
 
 def printable(text: object) -> str:
     """The text in one line. Characters that could change a terminal or the order of a line become escapes (``\\n``)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def join_first(names: Iterable[object], limit: int = 5) -> str:
+    """The first `limit` names in alphabetical order, and how many more there are; each is printable."""
+    shown = sorted(map(printable, names))
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
 
 
 def shortened(text: str, length: int) -> str:

@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from nnunetv2_dinomed3d.nnunet_files import (
     validation_summary,
     why_not_validated,
 )
-from nnunetv2_dinomed3d.text import printable
+from nnunetv2_dinomed3d.text import join_first
 
 VOLUMES = (*ENDINGS, ".mhd", ".nhdr", ".hdr", ".img", ".img.gz")
 """Endings of files that could be a case's label map."""
@@ -61,13 +60,6 @@ class PairedCases:
     models: list[EvaluatedModel]
     references: dict[str, Path]
     left_out: list[str]
-
-
-def join_first(names: Iterable[str], limit: int = 5) -> str:
-    """The first `limit` names in alphabetical order, and how many more there are."""
-    names = sorted(map(printable, names))
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def files_of(folder: Path, ending: str) -> dict[str, Path]:

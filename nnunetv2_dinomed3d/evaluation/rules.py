@@ -1,8 +1,9 @@
 """The rules of a comparison in words. docs/evaluation.md gives them with their reasons."""
 
-from nnunetv2_dinomed3d.evaluation.cases import PairedCases, join_first
+from nnunetv2_dinomed3d.evaluation.cases import PairedCases
 from nnunetv2_dinomed3d.evaluation.measure import Rules
 from nnunetv2_dinomed3d.evaluation.statistics import RESAMPLES, SEED
+from nnunetv2_dinomed3d.text import join_first
 
 SURFACE = (
     "Surface: the voxels of a structure with at least one face on something else. Distances are in mm between voxel "

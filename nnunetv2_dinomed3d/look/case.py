@@ -17,10 +17,10 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_dinomed3d.evaluation.cases import join_first
 from nnunetv2_dinomed3d.evaluation.label_map import read_label_map
 from nnunetv2_dinomed3d.evaluation.volume import Geometry, read_volume
 from nnunetv2_dinomed3d.nnunet_files import ENDINGS, preprocessed_folder
+from nnunetv2_dinomed3d.text import join_first
 from nnunetv2_dinomed3d.weights.archive import open_regular
 
 SHOWN_SLICES = 3

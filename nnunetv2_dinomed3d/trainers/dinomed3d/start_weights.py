@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_dinomed3d.dataset_json import read_json
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D
+from nnunetv2_dinomed3d.nnunet_files import read_splits
 from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE
+from nnunetv2_dinomed3d.text import join_first
 from nnunetv2_dinomed3d.weights import read_pretrained
 from nnunetv2_dinomed3d.weights.stage1 import Stage1Checkpoint, read_stage1_checkpoint
 
@@ -123,11 +124,11 @@ def leak_warning(
         fold: that is trained now.
         cases: its validation cases.
     """
-    leaked = leaked_cases(checkpoint, dataset, read_json(splits), cases)
+    leaked = leaked_cases(checkpoint, dataset, read_splits(splits), cases)
     if not leaked:
         return None
     return (
         f"{checkpoint.file} was trained on {len(leaked)} of the {len(cases)} validation cases of fold {fold} "
-        f"({', '.join(leaked[:5])}{', ...' if len(leaked) > 5 else ''}): the validation of this training will look "
+        f"({join_first(leaked)}): the validation of this training will look "
         "better than the model is. Use the stage 1 of the same fold."
     )

@@ -10,8 +10,8 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_dinomed3d.text import printable
-from nnunetv2_dinomed3d.trainers.harness.input_checks import AGAIN, some
+from nnunetv2_dinomed3d.text import join_first, printable
+from nnunetv2_dinomed3d.trainers.harness.input_checks import AGAIN
 
 OUTSIDE = -1
 """Value that nnU-Net's preprocessing writes into the background of a segmentation where the image is zero."""
@@ -269,8 +269,8 @@ def _all_faults(faults: Mapping[str, str]) -> str:
     first = next(iter(faults.values()))
     same = [case for case, fault in faults.items() if fault == first]
     others = [case for case in faults if case not in same]
-    more = f" Faults of other kinds: {some(others)}." if others else ""
-    return printable(f"{some(same)}: {first}{more}")
+    more = f" Faults of other kinds: {join_first(others)}." if others else ""
+    return printable(f"{join_first(same)}: {first}{more}")
 
 
 def _warnings(reports: Sequence[CaseReport], training: Collection[str], expected: Expected) -> list[str]:
@@ -280,10 +280,11 @@ def _warnings(reports: Sequence[CaseReport], training: Collection[str], expected
         constant = [report.identifier for report in reports if channel in report.constant]
         if constant:
             warnings.append(
-                f"{some(constant)}: channel {channel} has the same intensity everywhere (a missing modality, or a raw "
-                f"value above {LARGEST_INTENSITY:.1g} that normalisation flattens all others beside). Is that meant?"
+                f"{join_first(constant)}: channel {channel} has the same intensity everywhere (a missing modality, or "
+                f"a raw value above {LARGEST_INTENSITY:.1g} that normalisation flattens all others beside). Is that "
+                "meant?"
             )
     empty = [report.identifier for report in reports if not report.labels]
     if empty:
-        warnings.append(f"{some(empty)}: no foreground. Is that meant?")
+        warnings.append(f"{join_first(empty)}: no foreground. Is that meant?")
     return warnings

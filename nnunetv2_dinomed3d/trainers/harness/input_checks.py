@@ -1,6 +1,6 @@
 """Checks of a user's data set, folder and split, before training starts."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import distributed as dist
 
 from nnunetv2_dinomed3d.dataset_json import DatasetJson, parse_dataset_json, read_json
-from nnunetv2_dinomed3d.text import printable
+from nnunetv2_dinomed3d.text import join_first, printable
 
 AGAIN = "preprocess again (nnUNetv2_preprocess)"
 
@@ -131,22 +131,16 @@ def check_split(file: Path, fold: int, cases: Collection[str]) -> list[str]:
         unknown = [name for name in names if name not in cases]
         if unknown:
             raise ValueError(
-                f"{some(unknown)}: not preprocessed, but named by {file} (fold {fold}, {part!r}). Correct the names, "
-                f"or {AGAIN}."
+                f"{join_first(unknown)}: not preprocessed, but named by {file} (fold {fold}, {part!r}). Correct the "
+                f"names, or {AGAIN}."
             )
     shared = sorted(set(split["train"]) & set(split["val"]))
     if not shared:
         return []
     return [
-        f"{some(shared)}: in the training and the validation cases of fold {fold} of {file.name}. The validation will "
-        "look better than the model is"
+        f"{join_first(shared)}: in the training and the validation cases of fold {fold} of {file.name}. The validation "
+        "will look better than the model is"
     ]
-
-
-def some(identifiers: Sequence[str]) -> str:
-    """The first of them, and how many more."""
-    shown = ", ".join(map(printable, identifiers[:5]))
-    return f"{shown} and {len(identifiers) - 5} more" if len(identifiers) > 5 else shown
 
 
 # ---- several GPUs ----
