@@ -134,7 +134,8 @@ def leave_process_group() -> None:
 
 def preprocess(run: Callable[..., str], dataset: str, *configurations: str) -> None:
     """nnU-Net's command, with one process for each pool; its planner fails with 0 workers of the loader."""
-    run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, "-np", "1", nnUNet_n_proc_DA="1")
+    one_each = ("-np", "1", "-npfp", "1")  # nnU-Net's default starts 8 processes that import PyTorch
+    run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, *one_each, nnUNet_n_proc_DA="1")
 
 
 @pytest.fixture(scope="session")
