@@ -29,8 +29,7 @@ from torch import nn
 
 from benchmarks.measure import flops, saved_bytes, seconds, training_step
 from benchmarks.networks import build
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D, adapter
-from nnunetv2_dinomed3d.network_architecture import variants
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D, adapter, variants
 from nnunetv2_dinomed3d.trainers.dinomed3d import slabs
 
 DATASET = "Dataset004_Hippocampus"

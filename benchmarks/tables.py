@@ -22,6 +22,7 @@ from benchmarks.networks import Size, build, checkpointed, shapes_only, stock, t
 from benchmarks.plain import PlainDINOMed3D
 from nnunetv2_dinomed3d.evaluation.document import Grid
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 
 SLABS = 8
 """Slabs in a batch of stage 1 here (the recipe has 24): what is counted grows in proportion."""
@@ -42,7 +43,7 @@ class Setting:
     """What is measured: a variant in a stage at an in-plane scale, on a patch (in stage 1 on slabs of its slices)."""
 
     variant: str
-    stage: int
+    stage: Stage
     scale: int
     patch: Size
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
-from nnunetv2_dinomed3d.network_architecture.adapter import LEVEL_STRIDES, Adapter3D, DepthAlignment
-from nnunetv2_dinomed3d.network_architecture.decoder import UPerNet3D
+from nnunetv2_dinomed3d.network_architecture.adapter import LEVEL_STRIDES, Adapter3D
+from nnunetv2_dinomed3d.network_architecture.options import DepthAlignment
 
 SCALES = (1, 2, 4)
 
@@ -57,10 +57,7 @@ def test_names_at_scale_1_are_those_of_the_released_checkpoints() -> None:
     assert names == {f"levels.{level}.3.{kind}" for level in (0, 1, 3) for kind in ("weight", "bias")}
 
 
-def test_dropout_of_the_decoder_is_element_wise() -> None:
-    """As in the released code: whole channels are not dropped."""
-    torch.manual_seed(0)
-    dropout = UPerNet3D(64).fusion[1].train()
-    dropped = (dropout(torch.ones(1, 64, 4, 8, 8)) == 0).float().mean((0, 2, 3, 4))
-    assert 0.05 < dropped.mean() < 0.15
-    assert dropped.max() < 1
+def test_the_released_alignment_lengthens_the_fine_levels() -> None:
+    """Checkpoints of the released code need it: kernels of 4 and 2 in depth without padding."""
+    levels = Adapter3D(4, 8, 16, "released")([torch.randn(1, 4, 5, 4, 4) for _ in LEVEL_STRIDES])
+    assert [level.shape[2] for level in levels] == [8, 6, 5, 5]

@@ -12,7 +12,7 @@ from benchmarks.networks import build, stock
 from benchmarks.networks import checkpointed as checkpoint_network
 from benchmarks.plain import PlainDINOMed3D
 from benchmarks.tables import NAMES, Count, Depth, Seconds, Setting, case_seconds, count, targets
-from nnunetv2_dinomed3d.network_architecture.dinomed3d import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 
 PATCH = (4, 64, 64)
 SCALE = 1
@@ -104,7 +104,7 @@ def test_shapes_alone_count_as_a_real_run(checkpointed: bool) -> None:
 
 @pytest.mark.parametrize("alignment", ["exact", "released"])
 @pytest.mark.parametrize(
-    ("scale", "stage", "bare_slabs", "shape"),
+    ("scale", "stage", "single_slab_input", "shape"),
     [
         (1, 1, True, (2, 1, 3, 32, 32)),
         (4, 1, False, (1, 1, 4, 32, 24)),
@@ -114,14 +114,14 @@ def test_shapes_alone_count_as_a_real_run(checkpointed: bool) -> None:
     ],
 )
 def test_the_plain_formulation_has_the_same_outputs_and_gradients(
-    alignment: str, scale: int, stage: int, bare_slabs: bool, shape: tuple[int, ...]
+    alignment: str, scale: int, stage: int, single_slab_input: bool, shape: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
     ours = build(DINOMed3D, "nano", scale, depth_alignment=alignment)
     plain = build(PlainDINOMed3D, "nano", scale, depth_alignment=alignment)
-    ours.set_stage(stage, bare_slabs)
+    ours.set_stage(stage, single_slab_input)
     plain.load_state_dict(ours.state_dict())
-    plain.set_stage(stage, bare_slabs)
+    plain.set_stage(stage, single_slab_input)
     measured = difference(ours, plain, torch.randn(shape))
     assert measured.outputs < 1e-4
     assert measured.gradients < 1e-4

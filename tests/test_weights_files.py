@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from nnunetv2_dinomed3d.weights.archive import require_sound_archive
 from nnunetv2_dinomed3d.weights.files import (
-    check_against_name,
+    verify_meta_checksum,
     read_checkpoint,
     read_content,
     read_tensors,
@@ -561,7 +561,7 @@ def test_checksum_is_that_of_the_whole_file(tmp_path):
 def test_checksum_in_metas_file_names():
     """A damaged download that still loads would train from wrong numbers; other names promise nothing."""
     meta, damaged = Path("dinov3_vitl16plus_pretrain_sat493m-0123abcd.pth"), "f" * 64
-    check_against_name(meta, "0123abcd" + "f" * 56)
-    check_against_name(Path("mine-20260101.pth"), damaged)
+    verify_meta_checksum(meta, "0123abcd" + "f" * 56)
+    verify_meta_checksum(Path("mine-20260101.pth"), damaged)
     with pytest.raises(ValueError, match=rf"starts with 0123abcd.*it is {damaged}.*repeat it.*another name"):
-        check_against_name(meta, damaged)
+        verify_meta_checksum(meta, damaged)

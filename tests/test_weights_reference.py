@@ -13,7 +13,7 @@ from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.weights import (
     ReferenceCheckpoint,
     describe_reference,
-    load_pretrained_weights,
+    read_pretrained,
     load_reference_checkpoint,
     read_reference,
 )
@@ -96,7 +96,7 @@ def assert_near(ours, theirs):
 
 def slab_logits(model, outputs):
     """Logits ``(2, 3, 48, 64)`` of the reference's two slabs."""
-    model.set_stage(1, bare_slabs=True)
+    model.set_stage(1, single_slab_input=True)
     with torch.no_grad():
         return model(torch.from_numpy(outputs["input.stage1"])[:, None])[:, :, 0]
 
@@ -119,7 +119,7 @@ def test_stage1_gives_the_released_logits(lora_on_ice, states, outputs):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert load_reference_checkpoint(model, {"model_state_dict": states[1], "epoch": 12}) == 1
     assert model.stage == 1
-    assert model.has_weights
+    assert model.weights_loaded
     for name, tensor in model.state_dict().items():
         filled = name.startswith(("encoder.", "proxy_head.")) and ".lora_" not in name
         if name != "_extra_state":
@@ -164,7 +164,7 @@ def test_backbone_of_the_reference_as_metas_file(states, outputs, tmp_path, monk
     torch.save(meta, tmp_path / "vit.pth")
     monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "vit.pth"))
     model = network()
-    weights = load_pretrained_weights("vit_small_patch16_dinov3", model.pretrained_shapes())
+    weights = read_pretrained("vit_small_patch16_dinov3", model.pretrained_shapes())
     assert weights.format == "meta"
     model.load_pretrained(weights.tensors)
     with torch.no_grad():
@@ -228,7 +228,7 @@ QKV = f"{VIT[2]}blocks.2.attn.qkv."
         (2, drop(f"{PATCH}lora_A.default.weight"), r"lora_A.default.weight .*expected \(4, 3, 16, 16\), found no such"),
         (2, drop(f"{PATCH}lora_B.default.weight"), r"lora_B.default.weight .*expected \(96, 4, 1, 1\), found no such"),
         (2, move("adapter_3d.id1.2.weight", "adapter_3d.id2.2.weight"), r"adapter.levels.2.2.weight: expected \(1,\)"),
-        (2, lambda state: state.update(ema=torch.zeros(2)), r"1 tensors .* ema: expected no such tensor, found \(2,\)"),
+        (2, lambda state: state.update(ema=torch.zeros(2)), r"1 tensor .* ema: expected no such tensor, found \(2,\)"),
         (
             2,
             edit("fusion_mid.gate.0.bias", lambda t: t * torch.nan),
@@ -251,7 +251,7 @@ def test_faulty_checkpoint(stage, fault, reason, states):
     with pytest.raises(ValueError, match=reason):
         load_reference_checkpoint(model, {"model_state_dict": states[stage]})
     assert model.stage == 2
-    assert not model.has_weights
+    assert not model.weights_loaded
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

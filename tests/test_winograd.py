@@ -10,12 +10,12 @@ from nnunetv2_dinomed3d.network_architecture.efficiency.winograd import Conv3x3x
 
 
 @pytest.mark.parametrize("size", [(8, 24, 24), (9, 22, 21), (7, 30, 20), (16, 16, 17)])  # not all multiples of four
-@pytest.mark.parametrize("values_at_once", [1, 2**20])  # four slices at once, all
+@pytest.mark.parametrize("values_per_pass", [1, 2**20])  # four slices at once, all
 @torch.no_grad()
 def test_equals_the_convolution(
-    size: tuple[int, int, int], values_at_once: int, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int, int], values_per_pass: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(winograd, "VALUES_AT_ONCE", values_at_once)
+    monkeypatch.setattr(winograd, "MAX_VALUES_PER_PASS", values_per_pass)
     torch.manual_seed(0)
     conv, x = Conv3x3x3(128, 130), torch.randn(2, 128, *size)
     expected = F.conv3d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)

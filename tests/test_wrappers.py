@@ -20,7 +20,7 @@ def _train_on_two_ranks(rank: int, address: str) -> None:
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     network = nano(seed=rank)  # DDP makes rank 0's weights everybody's
     for stage in (1, 2):
-        network.set_stage(stage, bare_slabs=stage == 1)
+        network.set_stage(stage, single_slab_input=stage == 1)
         wrapped = DistributedDataParallel(network)  # anew: it fixes which gradients are reduced
         optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-3)
         for step in range(2):  # a parameter without a gradient would be an error in the second

@@ -146,7 +146,7 @@ def _fitting_init_args(target: ConversionTarget, found: "ReferenceCheckpoint") -
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunetv2_dinomed3d.network_architecture.slab_embedding import in_plane_scale
+    from nnunetv2_dinomed3d.network_architecture.token_grid import in_plane_scale
     from nnunetv2_dinomed3d.weights.conversion import PAPER_PATCH
     from nnunetv2_dinomed3d.weights.files import shortened
 

@@ -14,7 +14,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
-from nnunetv2_dinomed3d.network_architecture.slab_embedding import padded_side
+from nnunetv2_dinomed3d.network_architecture.token_grid import padded_side
 
 SHOWN_PERCENTILES = (0.01, 0.99)
 """The percentiles of a principal component that are drawn with none and with all of its colour."""
@@ -105,7 +105,7 @@ def encoder_features(network: DINOMed3D, windows: Windows, slices: list[int], lo
     """
     slab_depth = network.encoder.ice.slab_depth
     with _looking(network), _outputs_of(network.encoder) as outputs:
-        network.set_stage(1, bare_slabs=True)
+        network.set_stage(1, single_slab_input=True)
         for layer in network.encoder.lora_layers():
             layer.enable_adapters(lora)
         found = []

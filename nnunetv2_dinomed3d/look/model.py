@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.dataset_json import read_dataset_json, read_json
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.state_dict import STAGE_KEY
 from nnunetv2_dinomed3d.text import printable
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.weights import WeightsUnavailableError, load_pretrained_weights, read_checkpoint
+from nnunetv2_dinomed3d.weights import WeightsUnavailableError, read_checkpoint, read_pretrained
 from nnunetv2_dinomed3d.weights.check import as_float32
 
 MAX_PATCH = 1 << 27
@@ -133,7 +134,7 @@ def _read_plans(
 def _load_weights(network: nn.Module, state: Mapping[str, Tensor], checkpoint: Path) -> dict[str, Tensor]:
     """Load the checkpoint's weights into the network, in float32, and return them."""
     try:
-        weights = {**state, **as_float32({name: t for name, t in state.items() if name != "_extra_state"})}
+        weights = {**state, **as_float32({name: t for name, t in state.items() if name != STAGE_KEY})}
         network.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
@@ -164,7 +165,7 @@ def before_stage1(model: LoadedModel) -> tuple[DINOMed3D | None, str]:
     if name is None:
         return None, "No features before stage 1: training began with random weights, as DINOv3 has none of this size."
     try:
-        weights = load_pretrained_weights(name, model.network.pretrained_shapes())
+        weights = read_pretrained(name, model.network.pretrained_shapes())
     except WeightsUnavailableError as error:
         raise ValueError(error) from error
     if weights is None:

@@ -6,7 +6,7 @@ keys in both and carries the stage, so a checkpoint of either predicts in its ow
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from nnunetv2_dinomed3d.network_architecture.encoder import NUM_FEATURE_MAPS, Sl
 from nnunetv2_dinomed3d.network_architecture.fusion import GatedFusion
 from nnunetv2_dinomed3d.network_architecture.options import NetworkOptions
 from nnunetv2_dinomed3d.network_architecture.proxy_heads import ProxyHead, UPerNetProxyHead
-from nnunetv2_dinomed3d.network_architecture.state_dict import Shape, encoder_state
+from nnunetv2_dinomed3d.network_architecture.state_dict import Shape, Stage, encoder_state
 from nnunetv2_dinomed3d.network_architecture.token_grid import (
     SCALES,
     TOKEN_SIZE,
@@ -119,6 +119,7 @@ class DINOMed3D(nn.Module):
             ``(b, N, d, h, w)``; with `single_slab_input`, ``(b, N, 1, h, w)``.
         """
         depth, height, width = x.shape[2:]
+        x = x.to(self.encoder.ice.conv.weight.dtype)
         size = padded_side(height, self.scale), padded_side(width, self.scale)
         with precision(x, self.options.mixed_precision):
             features = self._slab_features(x, size)
@@ -139,7 +140,7 @@ class DINOMed3D(nn.Module):
         num_maps = self.proxy_head.num_maps if self.stage == 1 else NUM_FEATURE_MAPS
         return self.encoder(slices, not self.single_slab_input, num_maps)
 
-    def set_stage(self, stage: int, single_slab_input: bool = False) -> None:
+    def set_stage(self, stage: Stage, single_slab_input: bool = False) -> None:
         """Enter stage 1 (trained: ICE, ViT, proxy head) or 2 (trained: LoRA, adapter, detail, fusion, decoder).
 
         Args:
@@ -210,5 +211,5 @@ class DINOMed3D(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Called by `load_state_dict`: the network enters the stage of the weights it gets."""
-        self.set_stage(int(state))
+        self.set_stage(cast(Stage, int(state)))
         self.weights_loaded = True

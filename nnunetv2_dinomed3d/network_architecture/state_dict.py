@@ -4,7 +4,7 @@ The names never change: checkpoints of every version load. `misfit` is the one c
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 from torch import Tensor
 
@@ -29,10 +29,12 @@ BASE_LAYER = "base_layer."
 
 LORA = ".lora_"
 
+NO_TENSOR = "no such tensor"
 
-def stage_of(state: Mapping[str, Tensor]) -> int | None:
+
+def stage_of(state: Mapping[str, Tensor]) -> Stage | None:
     """The stage that a state dict is of; None if it is no state dict of a `DINOMed3D`."""
-    return int(state[STAGE_KEY]) if STAGE_KEY in state else None
+    return cast(Stage, int(state[STAGE_KEY])) if STAGE_KEY in state else None
 
 
 def is_lora(name: str) -> bool:
@@ -72,8 +74,6 @@ def misfit(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str | N
     wrong = [name for name in names if found.get(name) != expected.get(name)]
     if not wrong:
         return None
-    first, none = wrong[0], "no such tensor"
-    return (
-        f"{len(wrong)} tensors do not fit, the first is {first}: expected {expected.get(first, none)}, found "
-        f"{found.get(first, none)}."
-    )
+    first = wrong[0]
+    count = "1 tensor does not fit:" if len(wrong) == 1 else f"{len(wrong)} tensors do not fit, the first is"
+    return f"{count} {first}: expected {expected.get(first, NO_TENSOR)}, found {found.get(first, NO_TENSOR)}."

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture.state_dict import stage1_state
 from nnunetv2_dinomed3d.weights.reference import (
     ReferenceCheckpoint,
     fitting_state_dict,
@@ -14,9 +15,6 @@ from nnunetv2_dinomed3d.weights.reference import (
 
 PAPER_PATCH = (16, 512, 512)
 """The paper's patch (D, H, W), in voxels: that of the released checkpoints."""
-
-STAGE1_PREFIXES = ("encoder.", "proxy_head.", "_extra_state")
-"""Names of the tensors that stage 1 trains begin so."""
 
 
 def build_released(variant: str, num_classes: int, slab_depth: int) -> DINOMed3D:
@@ -66,8 +64,4 @@ def convert_state_dict(state: Mapping[str, Tensor], found: ReferenceCheckpoint, 
     network = build_released(variant, found.num_classes, found.slab_depth)
     load_reference_checkpoint(network, state)
     weights = network.state_dict()
-    if found.stage == 2:
-        return dict(weights)
-    return {
-        name: tensor for name, tensor in weights.items() if name.startswith(STAGE1_PREFIXES) and ".lora_" not in name
-    }
+    return dict(weights) if found.stage == 2 else stage1_state(weights)

@@ -10,23 +10,21 @@ import torch
 from torch import Tensor
 
 from nnunetv2_dinomed3d.network_architecture import VARIANTS
+from nnunetv2_dinomed3d.network_architecture.state_dict import ICE, STAGE_KEY, Shape, shapes_of, without_lora
 from nnunetv2_dinomed3d.settings import WEIGHTS_VARIABLE
-from nnunetv2_dinomed3d.weights.check import Shape, as_float32, check_shapes, vit_size
+from nnunetv2_dinomed3d.weights.check import as_float32, check_vit_shapes, vit_size
 from nnunetv2_dinomed3d.weights.conversion import build_released
 from nnunetv2_dinomed3d.weights.files import (
-    check_against_name,
     printable,
     read_content,
     read_tensors,
     sha256,
     tensors_of,
+    verify_meta_checksum,
     weight_files,
 )
 from nnunetv2_dinomed3d.weights.formats import has_qkv_bias, reference_stage, to_timm, without_qkv_bias
 from nnunetv2_dinomed3d.weights.reference import describe_reference, fitting_state_dict
-
-ICE_WEIGHTS = ("encoder.ice.conv.weight", "encoder.ice.conv.base_layer.weight")
-"""Names of ICE's weight (E, C, K, 16, 16) in a checkpoint of this plugin, without and with LoRA on it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def describe_weights(path: Path) -> WeightsReport:
     content = read_content(files[0])
     state = tensors_of(content, path) if len(files) == 1 else read_tensors(path)
     checksum = sha256(*files)
-    check_against_name(path, checksum)
+    verify_meta_checksum(path, checksum)
     lines = [f"{path}: {len(state)} tensors", f"SHA-256: {checksum}"]
     if reference_stage(state):
         report = _describe_released(path, state)
@@ -75,12 +73,12 @@ def describe_weights(path: Path) -> WeightsReport:
 
 def _plugin_checkpoint(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:
     """A line about a checkpoint of this plugin; none about other files."""
-    ice = [tensor for name, tensor in state.items() if name in ICE_WEIGHTS and tensor.ndim == 5]
-    if "_extra_state" not in state or not ice:
+    stage, ice = state.get(STAGE_KEY), without_lora(state).get(f"{ICE}weight")  # (E, C, K, 16, 16)
+    if stage is None or ice is None or ice.ndim != 5:
         return []
     trainer = printable(content.get("trainer_name", "unknown"))
-    number = state["_extra_state"].item() if state["_extra_state"].numel() == 1 else "unknown"
-    return [f"a checkpoint of this plugin: stage {number}, trainer {trainer}, K = {ice[0].shape[2]}"]
+    number = stage.item() if stage.numel() == 1 else "unknown"
+    return [f"a checkpoint of this plugin: stage {number}, trainer {trainer}, K = {ice.shape[2]}"]
 
 
 def _describe_vit(path: Path, state: Mapping[str, Tensor]) -> WeightsReport:
@@ -89,7 +87,7 @@ def _describe_vit(path: Path, state: Mapping[str, Tensor]) -> WeightsReport:
         format_name, tensors = to_timm(state, qkv_bias=True)
     except ValueError as error:
         return WeightsReport([f"It cannot be used as {WEIGHTS_VARIABLE}: {error}"], False)
-    width, depth = vit_size(_shapes(tensors))
+    width, depth = vit_size(shapes_of(tensors))
     lines = [f"format: {format_name}, a ViT of width {width} and depth {depth}"]
     misfits = {variant: _misfit(variant, tensors) for variant in pretrained_variants()}
     lines += [f"{variant}: {f'does not fit{misfit}' if misfit else 'fits'}" for variant, misfit in misfits.items()]
@@ -108,18 +106,14 @@ def _misfit(variant: str, tensors: Mapping[str, Tensor]) -> str:
     """Why the ViT of a variant cannot start from these tensors; empty if it can."""
     expected = pretrained_shapes(variant)
     size = vit_size(expected)
-    if size != vit_size(_shapes(tensors)):
+    if size != vit_size(shapes_of(tensors)):
         return f", it needs width {size[0]} and depth {size[1]}"
     try:
         kept = tensors if has_qkv_bias(expected) else without_qkv_bias(tensors)
-        check_shapes(_shapes(kept), expected, pretrained_variants()[variant])
+        check_vit_shapes(shapes_of(kept), expected, pretrained_variants()[variant])
     except ValueError as error:
         return f". {error}"
     return ""
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _describe_released(path: Path, state: Mapping[str, Tensor]) -> WeightsReport:

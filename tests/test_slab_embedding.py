@@ -4,12 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnunetv2_dinomed3d.network_architecture.slab_embedding import (
-    InterSliceContextEmbedding,
-    in_plane_scale,
-    inflate_patch_embedding,
-    padded_side,
-)
+from nnunetv2_dinomed3d.network_architecture.slab_embedding import InterSliceContextEmbedding, inflate_patch_embedding
 
 
 @pytest.mark.parametrize("slab_depth", [1, 2, 3, 4, 5])
@@ -47,46 +42,6 @@ def test_inflation_keeps_the_response_to_a_constant(slab_depth: int, channels: i
     torch.testing.assert_close(inflated.sum((1, 2, 3, 4)), weight.sum((1, 2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("patch_size", "scale"),
-    [
-        ((40, 56, 40), 4),  # hippocampus: 224 pixels
-        ((24, 256, 256), 2),  # 512 pixels in plane, 24,576 tokens
-        ((48, 256, 256), 2),  # exactly 49,152 tokens
-        ((49, 256, 256), 1),
-        ((16, 362, 20), 2),  # 724 pixels are nearer to 512 than 362 are, as a ratio
-        ((16, 363, 20), 1),
-        ((16, 181, 20), 4),
-        ((16, 182, 20), 2),
-        ((49, 128, 128), 2),  # 50,176 tokens at 4
-        ((4, 130, 20), 4),  # the longer side counts
-        ((1, 16, 16), 4),
-        ((16, 512, 512), 1),  # the paper's
-        ((128, 512, 512), 1),  # 1 is always allowed
-    ],
-)
-def test_in_plane_scale(patch_size: tuple[int, int, int], scale: int) -> None:
-    assert in_plane_scale(patch_size) == scale
-
-
-@pytest.mark.parametrize(("side", "scale", "padded"), [(40, 1, 48), (40, 2, 40), (41, 2, 48), (41, 4, 44), (1, 4, 4)])
-def test_padded_side_is_whole_tokens(side: int, scale: int, padded: int) -> None:
-    assert padded_side(side, scale) == padded
-
-
 def test_a_slab_has_slices() -> None:
     with pytest.raises(ValueError, match=r"slab_depth is 0.*at least one"):
         InterSliceContextEmbedding(1, 8, 0)
-
-
-@pytest.mark.parametrize(
-    "patch_size",
-    [  # of nnU-Net's default planner: Pancreas, Colon, ACDC, BraTS, Heart, HepaticVessel, Spleen, AMOS, Prostate
-        *[(40, 224, 224), (56, 192, 160), (20, 256, 224), (128, 128, 128), (80, 192, 160), (64, 192, 192)],
-        *[(64, 192, 160), (64, 160, 224), (48, 192, 192), (20, 320, 256)],
-    ],
-)
-def test_stock_patches_have_enough_tokens(patch_size: tuple[int, int, int]) -> None:
-    """The paper's slices have 32 x 32; with fewer than about 16 a side, the ViT sees next to nothing."""
-    scale = in_plane_scale(patch_size)
-    assert max(patch_size[1:]) * scale / 16 >= 16

@@ -6,7 +6,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.efficiency.slab_cache import SliceCache
+from nnunetv2_dinomed3d.network_architecture.efficiency.slab_cache import SlabCache
 
 PATCH = (8, 32, 32)
 MIRRORINGS = 8
@@ -32,7 +32,7 @@ def test_windows_share_slabs() -> None:
     predictor = predictor_of(ours)
     case = torch.randn(1, 16, 32, 32)
     expected = predictor.predict_sliding_window_return_logits(case)
-    with ours.slices_encoded_once() as cache:
+    with ours.cached_slab_features() as cache:
         logits = predictor.predict_sliding_window_return_logits(case)
     assert cache.encoded == MIRRORINGS * (8 + 2 * (8 - 2))
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)  # nnU-Net adds them up in float16
@@ -48,7 +48,7 @@ def test_maps_are_those_without_it(slab_depth: int, in_channels: int) -> None:
     volume[0, :, 4] = 0
     with torch.no_grad():
         expected = [ours.encoder(volume[:, :, start : start + 6]) for start in (0, 3)]
-        with ours.slices_encoded_once() as cache:
+        with ours.cached_slab_features() as cache:
             for start, maps in zip((0, 3), expected, strict=True):
                 for got, wanted in zip(ours.encoder(volume[:, :, start : start + 6]), maps, strict=True):
                     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
@@ -60,7 +60,7 @@ def test_one_voxel_makes_another_slab() -> None:
     x = torch.randn(1, 1, 4, 16, 16)
     other = x.clone()
     other[0, 0, 2, 7, 7] = torch.nextafter(other[0, 0, 2, 7, 7], torch.tensor(9.0))
-    cache = SliceCache()
+    cache = SlabCache()
     same = [a == b for a, b in zip(cache.slab_keys(x, 1, True), cache.slab_keys(other, 1, True), strict=True)]
     assert same == [True, True, False, True]
     assert cache.slab_keys(x, 3, False)[0] == cache.slab_keys(x, 3, True)[1]
@@ -68,7 +68,7 @@ def test_one_voxel_makes_another_slab() -> None:
 
 
 def test_the_limit_drops_what_was_met_longest_ago() -> None:
-    cache = SliceCache(limit=2 * 4 * 3)  # two maps of three float32
+    cache = SlabCache(limit=2 * 4 * 3)  # two maps of three float32
     encoded = []
 
     def encode(slices: torch.Tensor) -> list[torch.Tensor]:
@@ -91,7 +91,7 @@ def test_the_limit_drops_what_was_met_longest_ago() -> None:
 def test_training_and_gradients_pass_it_by() -> None:
     ours = network()
     x = torch.randn(1, 1, 4, 32, 32)
-    with ours.slices_encoded_once() as cache:
+    with ours.cached_slab_features() as cache:
         ours(x).sum().backward()
         ours.train()(x)
     assert cache.encoded == 0

@@ -3,9 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from nnunetv2_dinomed3d.network_architecture.efficiency.upsampled_conv import conv_of_upsampled, joint_conv, resize
+from nnunetv2_dinomed3d.network_architecture.efficiency.upsampled_conv import ConcatConv3d, conv_of_upsampled, resize
 
 
 @pytest.mark.parametrize(
@@ -34,8 +33,10 @@ def test_equals_the_convolution_of_the_upsampled_map(coarse: tuple[int, int, int
 @pytest.mark.parametrize("coarse", [(4, 8, 8), (4, 14, 14)])  # mixed on its grid; too fine for that to be worthwhile
 def test_joint_convolution_is_that_of_the_concatenation(coarse: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    conv, size = nn.Conv3d(40, 6, 3, padding=1), (4, 16, 16)
+    conv, size = ConcatConv3d(40, 6), (4, 16, 16)
     maps = [torch.randn(1, 32, *coarse), torch.randn(1, 8, *size)]
     with torch.no_grad():
-        expected = conv(torch.cat([resize(x, size) for x in maps], dim=1))
-        torch.testing.assert_close(joint_conv(maps, conv, size), expected, rtol=1e-4, atol=1e-5)
+        joined = torch.cat([resize(x, size) for x in maps], dim=1)
+        expected = F.conv3d(joined, conv.weight, conv.bias, padding=1)
+        torch.testing.assert_close(conv(maps), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(conv([joined]), expected, rtol=1e-4, atol=1e-5)
