@@ -26,7 +26,7 @@ def interval_text(interval: tuple[float, float] | None, digits: int, sign: str =
 
 
 def answer_sentences(table: Table, summaries: list[Summary], comparisons: list[Comparison]) -> list[str]:
-    """What the last row of a table says: the first model's mean, then how each other model differs from it.
+    """One sentence per model from a table's last row: the first model's mean, then each other model's difference.
 
     Args:
         table: of the metric that answers; its last row sums up the labels.
@@ -39,7 +39,7 @@ def answer_sentences(table: Table, summaries: list[Summary], comparisons: list[C
 
 
 def answer_note(table: Table, sentences: list[str]) -> str:
-    """How to read the sentences, without names that could be long."""
+    """A note on reading the sentences. It names the label that they are about, if there is only one."""
     of = "the mean over the labels" if table.rows[-1] == MEAN else f"that of the label {table.labels[0]}"
     note = (
         f"{table.metric.title} here is {of}. Brackets hold a 95% interval: it shows how much the choice of cases "

@@ -49,7 +49,7 @@ def _check_fit(reference: Geometry, prediction: Geometry, path: Path) -> None:
 
 
 def geometry_warning(reference: Geometry, prediction: Geometry) -> str:
-    """How a prediction's position differs, as the end of a sentence that begins with its name; empty if it does not."""
+    """A warning if a prediction lies elsewhere than its reference, to follow the prediction's name; else empty."""
     if not np.allclose(reference.direction, prediction.direction, atol=1e-2):
         return "its axes point elsewhere than those of its reference; the two are compared voxel by voxel all the same"
     if np.abs(np.subtract(reference.origin, prediction.origin)).max() > min(reference.spacing) / 2:

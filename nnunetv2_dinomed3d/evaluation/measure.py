@@ -27,7 +27,7 @@ prediction only."""
 
 @dataclass(frozen=True)
 class Scores:
-    """How one predicted structure agrees with its reference. A score that is not defined is NaN.
+    """The agreement of one predicted structure with its reference. A score that is not defined is NaN.
 
     Attributes:
         dice: 0 to 1; NaN if both are empty.

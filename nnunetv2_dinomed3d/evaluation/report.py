@@ -29,7 +29,7 @@ from nnunetv2_dinomed3d.training_log import TrainingLog
 
 @dataclass(frozen=True)
 class Report:
-    """What a written report says in short, for the console.
+    """A written report in short, for the console.
 
     Attributes:
         answers: a printable sentence per model.
@@ -130,7 +130,7 @@ def write_summary(result: Result, summaries: list[Summary], comparisons: list[Co
 
 
 def _overview(result: Result, counts: str) -> list[doc.Block]:
-    """How many cases and models there are, and what a reader should know of them."""
+    """The number of cases and models, and the warnings."""
     models = result.cases.models
     text = f". Differences are to the first model, {models[0].name}." if len(models) > 1 else f": {models[0].name}."
     blocks: list[doc.Block] = [doc.Paragraph(counts + text)]
@@ -175,7 +175,7 @@ def _comparison_row(c: Comparison, metric: Metric) -> list[str]:
 
 
 def _states(measurements: list[Measurement]) -> list[doc.Block]:
-    """How often each structure is false negative, false positive, absent or there."""
+    """A table of false negative, false positive and absent structures."""
     rows = [
         [label, model, *(str(n[state]) for state in ("false negative", "false positive", "both empty", "measured"))]
         for (label, model), n in count_states(measurements).items()

@@ -203,7 +203,7 @@ def compare_with_first(table: Table) -> list[Comparison]:
 
 
 def count_states(measurements: list[Measurement]) -> dict[tuple[str, str], dict[str, int]]:
-    """How often each (label, model) is in each state."""
+    """The number of measurements in each state, by (label, model)."""
     labels, models = (dict.fromkeys(getattr(m, field) for m in measurements) for field in ("label", "model"))
     counts = {(label, model): dict.fromkeys(get_args(State), 0) for label in labels for model in models}
     for m in measurements:
