@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -59,7 +60,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def describe(labels: dict[str, object], **more: object) -> None:
+def describe(labels: Mapping[str, object], **more: object) -> None:
     Path("gt/dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz", **more}))
 
 

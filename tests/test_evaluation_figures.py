@@ -1,6 +1,7 @@
 """The report's plots: one label has one colour, and what is drawn is what was measured."""
 
 import numpy as np
+from matplotlib.lines import Line2D
 
 from nnunetv2_dinomed3d.evaluation.dataset_labels import DatasetLabels
 from nnunetv2_dinomed3d.evaluation.figures import (
@@ -14,6 +15,11 @@ from nnunetv2_dinomed3d.evaluation.figures import (
 from nnunetv2_dinomed3d.evaluation.statistics import METRICS, tabulate
 from nnunetv2_dinomed3d.pictures import label_colour
 from tests.test_evaluation_statistics import measurement
+
+
+def points(line: Line2D) -> np.ndarray:
+    """x and y of a line, (2, n)."""
+    return np.array([np.asarray(values, float) for values in line.get_data()])
 
 
 def test_a_label_has_one_colour_and_no_model_has_it() -> None:
@@ -30,19 +36,17 @@ def test_differences_are_to_the_first_model() -> None:
     measurements = [measurement(i, m, "a", v) for m, v in (("first", 0.5), ("second", 0.8)) for i in range(3)]
     (axis,) = draw_differences(tabulate(measurements, METRICS[0]), {"a": label_colour(0)}).axes
     assert axis.get_title() == "second\nminus first"
-    points = axis.get_lines()[0]
-    np.testing.assert_allclose(points.get_ydata(), 0.3)
-    np.testing.assert_allclose(points.get_xdata(), 0.65)
+    np.testing.assert_allclose(points(axis.get_lines()[0]), [[0.65] * 3, [0.3] * 3])
 
 
 def test_a_structure_that_the_reference_lacks_has_no_volume_to_stand_over() -> None:
     there, absent = measurement(0, "m", "a", 0.9), measurement(1, "m", "a", 0.0, "false positive", reference_ml=0.0)
     (axis,) = draw_dice_over_volume([there, absent]).axes
-    assert list(axis.get_lines()[0].get_xdata()) == [1.0]
+    assert points(axis.get_lines()[0]).tolist() == [[1.0], [0.9]]
 
 
 def test_a_case_is_one_line_through_the_boxes() -> None:
     measurements = [measurement(i, m, "a", v + i / 10) for m, v in (("first", 0.5), ("second", 0.6)) for i in range(3)]
     (axis,) = draw_boxes(tabulate(measurements, METRICS[0])).axes
-    cases = [list(line.get_ydata()) for line in axis.get_lines() if line.get_color() == "0.75"]
+    cases = [points(line)[1].tolist() for line in axis.get_lines() if line.get_color() == "0.75"]
     np.testing.assert_allclose(cases, [[0.5, 0.6], [0.6, 0.7], [0.7, 0.8]])

@@ -73,8 +73,8 @@ def test_the_files_hold_every_case_and_every_metric(root: Path) -> None:
     assert states["case_1", "Ours", "lesion"] == ("both empty", "", "")
 
     summary = json.loads((out / "summary.json").read_text())
-    states = {"measured": 2, "both empty": 3, "false negative": 1, "false positive": 0}
-    assert {"label": "lesion", "model": "Ours", **states} in summary["failures"]
+    counts = {"measured": 2, "both empty": 3, "false negative": 1, "false positive": 0}
+    assert {"label": "lesion", "model": "Ours", **counts} in summary["failures"]
     organ = next(c for c in summary["comparison"] if (c["metric"], c["label"]) == ("dice", "organ"))
     assert (organ["n"], organ["wins"], organ["losses"], organ["p"]) == (6, 6, 0, pytest.approx(2 / 2**6))
     means = {s["model"]: s["mean"] for s in summary["summary"] if (s["metric"], s["label"]) == ("dice", "organ")}

@@ -89,7 +89,7 @@ def test_what_is_cut_off_or_damaged_is_refused(
     ],
 )
 def test_a_value_that_is_no_label_is_named(tmp_path: Path, value: float, kind: type, shown: str) -> None:
-    array = np.zeros((3, 4, 5), kind)
+    array: np.ndarray = np.zeros((3, 4, 5), kind)
     array[1, 2, 3] = value
     assert shown in refusal(write(tmp_path / "c.nii.gz", array))
 
