@@ -22,6 +22,7 @@ from torch import distributed as dist
 from nnunetv2_dinomed3d.commands.trainer_path import trainer_folder
 from nnunetv2_dinomed3d.processes import STOP_SIGNALS
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.progress_plot import GuardedPlotLogger
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +155,13 @@ def preprocessed(nnunet_environment: dict[str, str], run: Callable[..., str]) ->
     (raw / "dataset.json").write_text(json.dumps(description))
     preprocess(run, "901", "3d_fullres", "2d")
     return Path(nnunet_environment["nnUNet_preprocessed"]) / DATASET
+
+
+@pytest.fixture(autouse=True)
+def no_progress_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No picture after each epoch of a training in this process: it takes longer than the epoch."""
+    if not request.module.__name__.endswith("test_progress"):
+        monkeypatch.setattr(GuardedPlotLogger, "plot_progress_png", lambda self, folder: None)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def run_demo(out: Path, trainer_folder: Path) -> DemoResult:
     print(f"Making {TRAINING_CASES} training and {TEST_CASES} held-out cases in {raw}", flush=True)
     make_dataset(raw, TRAINING_CASES, TEST_CASES)
     environment, device, number = demo_environment(out, trainer_folder), _device(), DATASET[7:10]
-    # nnU-Net's defaults start up to 8 processes, each of which imports PyTorch: on few cores that takes most of the time
+    # by default nnU-Net starts up to 8 processes that import PyTorch: on few cores most of the time
     few = str(min(2, os.cpu_count() or 1))
     _run(["nnUNetv2_plan_and_preprocess", "-d", number, "-c", "3d_fullres", "-np", few, "-npfp", few], environment)
     _run(["nnUNetv2_train", number, "3d_fullres", "0", "-tr", TRAINER, "-device", device], environment)
