@@ -18,6 +18,8 @@ from nnunetv2_dinomed3d.trainers.harness.checkpoint_files import (
     why_not_written,
 )
 
+pytestmark = pytest.mark.own
+
 
 def checkpoint(epoch: int) -> dict:
     return {

@@ -18,6 +18,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2_dinomed3d.trainers.harness.case_checks import Expected, check_cases, largest_raw_value
 from nnunetv2_dinomed3d.trainers.harness.input_checks import check_dataset_json, check_folder, check_split
 
+pytestmark = pytest.mark.own
+
 SHAPE = (2, 6, 12, 10)
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
 LOCATIONS = {1: np.argwhere(np.ones((1, 3, 12, 10), np.int16)), 2: np.array([[0, 5, 11, 9]])}

@@ -13,6 +13,8 @@ from tests.command_line import PROGRAM, dinomed3d
 from tests.evaluation_results import reference_of, write_map, write_results
 from tests.processes import await_end_of_session, session
 
+pytestmark = pytest.mark.own
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

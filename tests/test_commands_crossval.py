@@ -16,6 +16,8 @@ from tests.crossval_jobs import FAKE, FIVE_FOLDS, LONG, crossval, in_slurm, make
 from tests.evaluation_results import NAME
 from tests.processes import await_end, running, wait_until
 
+pytestmark = pytest.mark.own
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

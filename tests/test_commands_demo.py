@@ -15,6 +15,8 @@ from nnunetv2_dinomed3d.demo import pipeline
 from tests.command_line import assert_one_line
 from tests.processes import await_end, wait_until
 
+pytestmark = pytest.mark.own
+
 
 @pytest.mark.parametrize(("dice", "code"), [(0.85, 0), (0.79, 1)])
 def test_exit_code_says_whether_the_network_learned(

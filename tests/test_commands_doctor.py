@@ -19,6 +19,8 @@ from nnunetv2_dinomed3d.network_architecture import VARIANTS
 from nnunetv2_dinomed3d.weights import hub_name
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.own
+
 SCRIPTS = sysconfig.get_path("scripts")
 OURS = ("DINOMED3D_", "HF_", "TRANSFORMERS_", "nnUNet_")
 

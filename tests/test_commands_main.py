@@ -17,6 +17,8 @@ from nnunetv2_dinomed3d.commands import doctor
 from nnunetv2_dinomed3d.commands.main import COMMANDS, command_parser, find_command, main
 from tests.command_line import PROGRAM, assert_one_line, dinomed3d
 
+pytestmark = pytest.mark.own
+
 HEAVY = {"torch", "nnunetv2", "numpy", "scipy", "SimpleITK", "matplotlib", "timm", "transformers", "huggingface_hub"}
 
 Run = Callable[[argparse.Namespace], int]

@@ -13,6 +13,8 @@ from nnunetv2_dinomed3d.commands.main import main
 from tests.command_line import NANO, assert_one_line, dinomed3d
 from tests.evaluation_results import NAME, reference_of, write_map, write_results
 
+pytestmark = pytest.mark.own
+
 
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., None]]:

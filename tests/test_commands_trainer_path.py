@@ -4,8 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nnunetv2_dinomed3d.commands.trainer_path import trainer_folder
 from tests.command_line import dinomed3d
+
+pytestmark = pytest.mark.own
 
 
 def test_the_folder_is_printed() -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from nnunetv2_dinomed3d.dataset_json import DatasetJson, parse_dataset_json, read_dataset_json
 
+pytestmark = pytest.mark.own
+
 
 def test_labels_regions_and_ignore_label_are_read() -> None:
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}

@@ -10,6 +10,8 @@ from nnunetv2_dinomed3d.demo.figure import draw
 from nnunetv2_dinomed3d.demo.phantom import LABELS, make_dataset
 from nnunetv2_dinomed3d.pictures import label_colour
 
+pytestmark = pytest.mark.own
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 
 from nnunetv2_dinomed3d.demo.phantom import LABELS, SHAPE, make_case, make_dataset
+
+pytestmark = pytest.mark.own
 
 
 def test_data_set_is_in_nnunets_raw_format(tmp_path: Path) -> None:

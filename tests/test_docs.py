@@ -16,6 +16,8 @@ from nnunetv2_dinomed3d.settings import PREFIX, VARIABLES
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.registry import BASE, SUFFIX_GROUPS, suffix, trainer_class
 
+pytestmark = pytest.mark.own
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nnunetv2_dinomed3d"
 FILES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]

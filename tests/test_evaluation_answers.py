@@ -9,6 +9,8 @@ from nnunetv2_dinomed3d.evaluation.answers import answer_note, answer_sentences
 from nnunetv2_dinomed3d.evaluation.measure import Measurement, Scores
 from nnunetv2_dinomed3d.evaluation.statistics import METRICS, compare_with_first, summarise, tabulate
 
+pytestmark = pytest.mark.own
+
 A = [0.80, 0.71, 0.92, 0.64, 0.88, 0.79, 0.95, 0.60]
 
 

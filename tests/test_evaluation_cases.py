@@ -17,6 +17,8 @@ from tests.evaluation_results import (
     write_results,
 )
 
+pytestmark = pytest.mark.own
+
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -31,6 +31,8 @@ from tests.evaluation_results import (
 )
 from tests.processes import await_end_of_session, session
 
+pytestmark = pytest.mark.own
+
 COMMAND = str(Path(sysconfig.get_path("scripts"), "dinomed3d"))
 FORMULA = '=HYPERLINK("x")'
 CASE = "-a$b$_<b>|c"

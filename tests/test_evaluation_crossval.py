@@ -15,6 +15,8 @@ from nnunetv2_dinomed3d.folder_lock import LOCK, Owner
 from tests.crossval_jobs import FAKE, crossval, make_trainings, records, stand_in
 from tests.evaluation_results import fold_folder
 
+pytestmark = pytest.mark.own
+
 OWN = """
 import dataclasses, json, sys
 from pathlib import Path

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from nnunetv2_dinomed3d.evaluation.document import Block, Bullets, Grid, Heading, Lead, Paragraph, to_html, to_markdown
+
+pytestmark = pytest.mark.own
 
 
 def test_every_block_of_a_document_is_escaped() -> None:

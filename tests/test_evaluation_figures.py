@@ -1,6 +1,7 @@
 """The report's plots: one label has one colour, and what is drawn is what was measured."""
 
 import numpy as np
+import pytest
 from matplotlib.lines import Line2D
 
 from nnunetv2_dinomed3d.evaluation.dataset_labels import DatasetLabels
@@ -15,6 +16,8 @@ from nnunetv2_dinomed3d.evaluation.figures import (
 from nnunetv2_dinomed3d.evaluation.statistics import METRICS, tabulate
 from nnunetv2_dinomed3d.pictures import label_colour
 from tests.test_evaluation_statistics import measurement
+
+pytestmark = pytest.mark.own
 
 
 def points(line: Line2D) -> np.ndarray:

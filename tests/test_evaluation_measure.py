@@ -13,6 +13,8 @@ from nnunetv2_dinomed3d.evaluation.dataset_labels import read_dataset_labels
 from nnunetv2_dinomed3d.evaluation.measure import MeasureJob, Rules, Scores, measure_case
 from tests.evaluation_results import write_map
 
+pytestmark = pytest.mark.own
+
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
 
 

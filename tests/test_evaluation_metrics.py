@@ -15,6 +15,8 @@ from scipy import ndimage
 
 from nnunetv2_dinomed3d.evaluation.metrics import crop, dice, hd95, surface_dice, surface_distances, surface_of
 
+pytestmark = pytest.mark.own
+
 Spacing = tuple[float, float, float]
 
 

@@ -26,6 +26,8 @@ from tests.evaluation_results import (
     write_results,
 )
 
+pytestmark = pytest.mark.own
+
 PNG = b"\x89PNG\r\n"
 
 

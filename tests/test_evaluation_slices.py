@@ -1,12 +1,15 @@
 """Pictures of single cases: which are chosen, which slice is shown, and what is drawn over the image."""
 
 import numpy as np
+import pytest
 
 from nnunetv2_dinomed3d.evaluation.dataset_labels import DatasetLabels
 from nnunetv2_dinomed3d.evaluation.planes import PlaneChooser
 from nnunetv2_dinomed3d.evaluation.slices import draw_case, select_cases
 from nnunetv2_dinomed3d.evaluation.statistics import METRICS, tabulate
 from tests.test_evaluation_statistics import measurement
+
+pytestmark = pytest.mark.own
 
 LABELS = DatasetLabels({"organ": (1,), "$x$": (2,)}, frozenset({0, 1, 2}), None, ".nii.gz")
 

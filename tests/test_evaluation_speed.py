@@ -20,6 +20,8 @@ from nnunetv2_dinomed3d.evaluation.output import output_folder
 from nnunetv2_dinomed3d.evaluation.report import write_report
 from nnunetv2_dinomed3d.evaluation.result import Result
 
+pytestmark = pytest.mark.own
+
 NAMES = ("a", "b", "c", "d")
 LABELS = DatasetLabels({n: (i,) for i, n in enumerate(NAMES, 1)}, frozenset(range(5)), None, ".nii.gz")
 RULES = Rules(LABELS, dict.fromkeys(NAMES, 1.0), False)

@@ -19,6 +19,8 @@ from nnunetv2_dinomed3d.evaluation.statistics import (
     wilcoxon_p,
 )
 
+pytestmark = pytest.mark.own
+
 DICE, HD95, _, _, ABSOLUTE_VOLUME = METRICS
 FIRST = [0.80, 0.71, 0.92, 0.64, 0.88, 0.79, 0.95, 0.60]
 SECOND = [0.83, 0.70, 0.94, 0.70, 0.88, 0.86, 0.96, 0.69]

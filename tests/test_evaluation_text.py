@@ -6,6 +6,8 @@ import pytest
 
 from nnunetv2_dinomed3d.evaluation.text import csv_cell, markdown_line, public_path, public_word
 
+pytestmark = pytest.mark.own
+
 
 @pytest.mark.parametrize(
     ("text", "shown"),

@@ -14,6 +14,8 @@ import pytest
 from nnunetv2_dinomed3d import folder_lock
 from nnunetv2_dinomed3d.folder_lock import LOCK, FolderInUseError, Owner, lock_folder
 
+pytestmark = pytest.mark.own
+
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

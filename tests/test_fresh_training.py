@@ -16,6 +16,8 @@ from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 from tests.trainers.quick_trainers import nnUNetTrainerQuickBase, nnUNetTrainerSeeded
 
+pytestmark = pytest.mark.own
+
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
 

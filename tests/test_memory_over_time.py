@@ -10,6 +10,8 @@ import pytest
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
 
+pytestmark = pytest.mark.own
+
 EPOCH = 25
 STAGE = 150
 SETTLED = 50

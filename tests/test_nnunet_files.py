@@ -11,6 +11,8 @@ from nnunetv2_dinomed3d import nnunet_files
 from nnunetv2_dinomed3d.training_log import read_logs
 from tests.evaluation_results import CASES, LOG, NAME, STAMP, change_date, compare, fold_folder, write_results
 
+pytestmark = pytest.mark.own
+
 COMMAND = f"nnUNetv2_train {NAME} 3d_fullres 1 -tr Ours -p nnUNetPlans"
 
 

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from nnunetv2_dinomed3d.pictures import OPACITY, label_colour, legend, overlay, value_colours
 
+pytestmark = pytest.mark.own
+
 
 def test_twenty_labels_have_twenty_colours() -> None:
     """Thirteen organs must not share colours."""

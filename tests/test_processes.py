@@ -14,6 +14,8 @@ import pytest
 from nnunetv2_dinomed3d.processes import STOP_SIGNALS, Commands, Stopped, children_end_with_us
 from tests.processes import await_end, running
 
+pytestmark = pytest.mark.own
+
 POOLS = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor

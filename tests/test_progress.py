@@ -20,6 +20,8 @@ from nnunetv2_dinomed3d.trainers.dinomed3d.variants.ablations import nnUNetTrain
 from nnunetv2_dinomed3d.training_log import read_logs
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
+pytestmark = pytest.mark.own
+
 DICE = [0.8, 0.9, 0.1, 0.2, 0.3]
 TWO_STAGES = Schedule(Recipe(2, 1e-3), Recipe(3, 1e-3))
 

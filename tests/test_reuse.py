@@ -12,6 +12,8 @@ from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
+pytestmark = pytest.mark.own
+
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
 

@@ -24,6 +24,8 @@ from nnunetv2_dinomed3d.weights.archive import require_sound_archive
 from tests.processes import await_end_of_session
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
+pytestmark = pytest.mark.own
+
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 EPOCHS = 8  # of nnUNetTrainerKilled
 EPOCH = re.compile(r": Epoch (\d+)$")

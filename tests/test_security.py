@@ -13,6 +13,8 @@ import torch
 
 from tests.test_weights_files import Malicious, call, item, number, save_legacy, write_archive
 
+pytestmark = pytest.mark.own
+
 ROOT = Path(__file__).parents[1]
 
 OFFLINE = """

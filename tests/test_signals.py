@@ -17,6 +17,8 @@ from nnunetv2_dinomed3d.trainers.harness.preemption import Preempted, Preemption
 from tests.processes import await_end_of_session, session
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
+pytestmark = pytest.mark.own
+
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 EPOCHS = 4
 NAMES = [number.name for number in STOP_SIGNALS]

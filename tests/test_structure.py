@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.own
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "nnunetv2_dinomed3d"
 MAX_LINES = 400

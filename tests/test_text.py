@@ -1,6 +1,10 @@
 """Text from outside, made safe to show."""
 
+import pytest
+
 from nnunetv2_dinomed3d.text import join_first, plot_text, printable, shortened
+
+pytestmark = pytest.mark.own
 
 
 def test_printable_is_one_line_without_control_characters() -> None:

@@ -9,6 +9,8 @@ import pytest
 from nnunetv2_dinomed3d.training_log import read_logs, stage_line
 from tests.evaluation_results import LOG
 
+pytestmark = pytest.mark.own
+
 STAMP = "2026-02-01 10:00:01.000001:"
 STOCK = f"""
 {STAMP} Epoch 0

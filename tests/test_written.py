@@ -6,6 +6,8 @@ import pytest
 
 from nnunetv2_dinomed3d.written import written_whole
 
+pytestmark = pytest.mark.own
+
 
 def test_the_target_appears_at_the_end(tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "picture.png"
