@@ -23,7 +23,7 @@ GB = 10**9
 CARDS = (24, 40, 80)
 CLIP = (16, 512, 512)
 SLABS = 24
-"""Of a batch of stage 1 in the recipe."""
+"""Slabs in a batch of stage 1 in the recipe."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def memory(case: Case, batch: int) -> int:
 
 
 def largest_batch(case: Case, nbytes: int) -> int:
-    """How many patches fit; from two on, each takes as much as the one before."""
+    """Most patches that fit; from two on, each takes as much as the one before."""
     one, two, three = (memory(case, batch) for batch in (1, 2, 3))
     if nbytes < two:
         return int(nbytes >= one)
@@ -70,7 +70,7 @@ def largest_batch(case: Case, nbytes: int) -> int:
 
 
 def card_rows() -> Iterator[list[str]]:
-    """What a batch takes at the paper's clip; whether stage 1 fits each card, and the largest batch of stage 2."""
+    """Memory of a batch at the paper's clip; whether stage 1 fits each card, and the largest batch of stage 2."""
     batches: dict[Stage, int] = {1: SLABS, 2: 2}
     for variant in ("small", "base", "large"):
         for stage, batch in batches.items():

@@ -90,7 +90,7 @@ FORMS: dict[str, Resampling] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What a training does differently.
+    """Difference of a training from the product's.
 
     Attributes:
         form: of the adapter; None for the product's.
@@ -225,7 +225,7 @@ def train_stage1(scale: int, out: Path) -> None:
 
 
 def table(out: Path) -> str:
-    """Of each choice the Dice of its seeds, mean and standard deviation."""
+    """Mean and standard deviation of the Dice over the seeds of each choice."""
     results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     lines = ["| choice | seeds | Dice, last epoch | | best epoch | |", "|---|---|---|---|---|---|"]
     for name in dict.fromkeys(result["choice"] for result in results):
@@ -240,7 +240,7 @@ def table(out: Path) -> str:
 
 
 def costs() -> str:
-    """Of each form of the adapter what a step of ViT-S with 1 x 16 x 64 x 64 voxels takes."""
+    """Costs of a step of ViT-S with 1 x 16 x 64 x 64 voxels, for each form of the adapter."""
     lines = ["| S | form | parameters (M) | step GFLOP | saved MB | step s |", "|---|---|---|---|---|---|"]
     for scale in (2, 4):
         for form, resampling in FORMS.items():

@@ -1,4 +1,4 @@
-"""The network's mathematics, written plainly: what any faster formulation is compared with.
+"""The network's mathematics, written plainly, for comparison with faster formulations.
 
 Slabs are stacked as images, what is fused is concatenated first, LoRA stays beside its weight, nothing is recomputed
 in the backward pass. Parameters and state dict are `DINOMed3D`'s. Of its modules only timm's ViT is called; of all
@@ -49,12 +49,12 @@ class PlainDINOMed3D(DINOMed3D):
     """
 
     def to(self, *args: Any, **kwargs: Any) -> "PlainDINOMed3D":
-        """As for any module: in the usual layout, in which this one is faster."""
+        """Move as any module, in the usual layout, in which this network is faster."""
         nn.Module.to(self, *args, **kwargs)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `DINOMed3D.forward`."""
+        """Logits as of `DINOMed3D.forward`."""
         height, width = x.shape[-2:]
         padded = padded_side(height, self.scale), padded_side(width, self.scale)
         volume = F.pad(x, (0, padded[1] - width, 0, padded[0] - height))

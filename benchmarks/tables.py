@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -33,14 +34,14 @@ DEPTHS_SIDE = 64
 """In-plane side of the patches whose depth is varied."""
 
 SMALLEST_PART = 0.003
-"""Of the FLOPs of the whole network, for a module to be listed."""
+"""Least share of the FLOPs of the whole network for a module to be listed."""
 
 NAMES = ("plain", "ours", "ours, checkpointed", "stock nnU-Net")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: a variant in a stage at an in-plane scale, on a patch (in stage 1 on slabs of its slices)."""
+    """The object of a measurement: a variant in a stage at an in-plane scale, on a patch (in stage 1 on slabs of its slices)."""
 
     variant: str
     stage: Stage
@@ -62,7 +63,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Count:
-    """Of one network: FLOPs of a forward pass in inference and of a training step, bytes kept for the backward pass."""
+    """FLOPs of a forward pass in inference and of a training step, and bytes kept for the backward pass."""
 
     inference: int
     step: int
@@ -71,7 +72,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one network: a forward pass in inference and a training step."""
+    """Seconds of a forward pass in inference and of a training step."""
 
     inference: float
     step: float
@@ -86,6 +87,7 @@ def count(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Count:
         return Count(flops(inference(network, x)), flops(training_step(network, x)), saved_bytes(lambda: network(x)))
 
 
+@cache
 def counts(setting: Setting) -> dict[str, Count]:
     """For the plain network, ours, ours with checkpointing and, in stage 2, stock nnU-Net's."""
     makers: list[Callable[[], nn.Module]] = [
@@ -153,9 +155,9 @@ def cost_rows(
 
 
 def part_grid(setting: Setting) -> Grid:
-    """Where the FLOPs of our forward pass in training are; torch cannot tell for the backward pass.
+    """Parts of our forward pass in training with their FLOPs; torch cannot tell for the backward pass.
 
-    What is trained costs about three times this in a step, what is frozen but passed through about twice.
+    Trained parts cost about three times this in a step, frozen ones that gradients pass through about twice.
     """
     with torch.device("meta"):
         network: nn.Module = setting.network()
@@ -257,7 +259,7 @@ def targets(
     case: tuple[float, float, float] | None,
     against_depth: list[Depth],
 ) -> list[Target]:
-    """What stage 2 shall cost, from all that was counted and timed; ``released`` is `released_step`."""
+    """Targets of stage 2, from all that was counted and timed; ``released`` is `released_step`."""
     plain, ours, checked = counted["plain"], counted["ours"], counted["ours, checkpointed"]
     shallow, deep = against_depth[0], against_depth[-1]
     per_slice = of_plain = of_stock = None
@@ -267,7 +269,7 @@ def targets(
         per_slice = deep.seconds / deep.slices / (shallow.seconds / shallow.slices)
     saved_per_slice = deep.count.saved / deep.slices / (shallow.count.saved / shallow.slices)
     return [
-        Target(f"FLOPs of a step, of the released code's ({released / 1e12:.3f} TFLOP)", 0.6, ours.step / released),
+        Target("FLOPs of a step, of the released code's", 0.6, ours.step / released),
         Target("time of a step, of the plain formulation's", 0.65, of_plain),
         Target("time of a step, of stock nnU-Net's", 2.5, of_stock),
         Target("saved bytes with checkpointing, of the plain formulation's", 0.35, checked.saved / plain.saved),
@@ -281,7 +283,23 @@ def targets(
     ]
 
 
-def target_grid(rows: list[Target]) -> Grid:
-    """Targets, what is measured and whether it is met."""
-    cells = [[t.what, f"{t.limit:.2f}", "" if t.measured is None else f"{t.measured:.3f}", t.met] for t in rows]
-    return Grid(["ratio", "at most", "measured", "met"], cells)
+def count_targets(
+    setting: Setting,
+    timed: dict[str, Seconds] | None,
+    case: tuple[float, float, float] | None,
+    against_depth: list[Depth],
+) -> list[Target]:
+    """The targets of a setting, with what is counted of it."""
+    return targets(released_step(setting), counts(setting), timed, case, against_depth)
+
+
+def target_grid(by_scale: dict[int, list[Target]]) -> Grid:
+    """Targets, and for each in-plane scale S the measured ratio and whether it is met."""
+    rows = []
+    for of_scales in zip(*by_scale.values(), strict=True):
+        measured = ["" if t.measured is None else f"{t.measured:.3f}" for t in of_scales]
+        missed = [f"S = {scale}" for scale, t in zip(by_scale, of_scales, strict=True) if t.met == "no"]
+        unknown = all(t.measured is None for t in of_scales)
+        met = "not measured" if unknown else f"not at {', '.join(missed)}" if missed else "yes"
+        rows.append([of_scales[0].what, f"{of_scales[0].limit:.2f}", *measured, met])
+    return Grid(["ratio", "at most", *(f"S = {scale}" for scale in by_scale), "met"], rows)

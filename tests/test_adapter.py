@@ -25,7 +25,7 @@ def convolutions_alone(adapter: Adapter3D) -> Adapter3D:
 @pytest.mark.parametrize("grid", [(3, 32, 32), (1, 10, 14), (2, 9, 7), (1, 1, 1)])
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_token_reaches_the_pyramid(scale: int, grid: tuple[int, int, int], alignment: DepthAlignment) -> None:
-    """Of every feature map: a convolution of stride 4 or 8 would never touch most tokens."""
+    """This holds for every feature map: a convolution of stride 4 or 8 would never touch most tokens."""
     torch.manual_seed(0)
     adapter = convolutions_alone(Adapter3D(4, 4, 16 // scale, alignment))
     features = [torch.randn(1, 4, *grid, requires_grad=True) for _ in LEVEL_STRIDES]

@@ -1,4 +1,4 @@
-"""What the network costs: measured rightly, no more than it was, and for the same numbers as plainly written."""
+"""Costs of the network: measured rightly, no more than they were, and for the same numbers as plainly written."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from benchmarks.measure import difference, flops, inference, saved_bytes, second
 from benchmarks.networks import build, stock
 from benchmarks.networks import checkpointed as checkpoint_network
 from benchmarks.plain import PlainDINOMed3D
-from benchmarks.tables import NAMES, Count, Depth, Seconds, Setting, case_seconds, count, targets
+from benchmarks.tables import NAMES, Count, Depth, Seconds, Setting, case_seconds, count, target_grid, targets
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 
 PATCH = (4, 64, 64)
@@ -162,6 +162,10 @@ def test_targets_are_judged_by_what_was_measured() -> None:
     ]
     untimed = targets(180, counted, None, None, [Depth(d.slices, d.count, None) for d in deep])
     assert [row.met == "not measured" for row in untimed] == ["time" in row.what for row in rows]
+    grid = target_grid({1: rows, 2: untimed}).rows
+    assert grid[1] == [rows[1].what, "0.65", "0.500", "", "yes"]
+    assert grid[-1][2:] == ["1.016", "1.016", "not at S = 1, S = 2"]
+    assert target_grid({2: untimed}).rows[1][2:] == ["", "not measured"]
 
 
 def test_a_case_goes_through_nnunets_predictor() -> None:

@@ -44,7 +44,7 @@ def test_refinement_is_two_convolutions_of_both_side_by_side() -> None:
 
 
 def test_dropout_of_upernet_is_element_wise() -> None:
-    """As in the released code: whole channels are not dropped."""
+    """Whole channels are not dropped, as in the released code."""
     torch.manual_seed(0)
     dropout = UPerNet3D(64).fusion[1].train()
     dropped = (dropout(torch.ones(1, 64, 4, 8, 8)) == 0).float().mean((0, 2, 3, 4))

@@ -58,7 +58,7 @@ def test_rope_rescaling_draws_a_factor_between_a_half_and_two() -> None:
 
 
 def test_each_block_draws_its_own_rescaling() -> None:
-    """As in DINOv3's training; timm draws once for all blocks."""
+    """DINOv3 was trained so; timm draws once for all blocks."""
     network = training_nano()
     network.set_stage(1)
     x = torch.randn(1, 1, 3, 64, 64)
@@ -139,7 +139,7 @@ def test_training_with_rescaling_in_stage_2_compiles_whole() -> None:
 
 
 def slabs_per_pass(network: DINOMed3D) -> list[int]:
-    """How many slabs the ViT gets at a time, from now on."""
+    """Numbers of slabs that the ViT gets at a time, from now on."""
     seen: list[int] = []
     network.encoder.vit.blocks[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
     return seen

@@ -170,7 +170,7 @@ def assert_are_states(features, states):
 @pytest.mark.parametrize("shard_size", ["1GB", "200KB"])
 @pytest.mark.parametrize("model_class", [DINOv3ViTModel, DINOv3ViTBackbone])
 def test_folder_of_transformers(model_class, shard_size, tmp_path, monkeypatch):
-    """What save_pretrained writes is used as it is, whichever class wrote it and in however many files."""
+    """A file of save_pretrained is used as it is, whichever class wrote it and in however many files."""
     transformers_vit(False, model_class).save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (tmp_path / "model.safetensors").is_file() == (shard_size == "1GB")
     with torch.no_grad():
@@ -360,7 +360,7 @@ def test_unknown_format():
 
 
 def test_two_tensors_of_one_name():
-    """Which of the two would be used is a matter of luck."""
+    """Luck would decide which of the two is used."""
     state = released("transformers")
     state["model.layer.2.norm1.weight"] = torch.zeros(WIDTH)
     with pytest.raises(ValueError, match=r"two tensors are blocks.2.norm1.weight"):

@@ -174,7 +174,7 @@ def test_backbone_of_the_reference_as_metas_file(states, outputs, tmp_path, monk
 
 
 def test_state_dict_without_its_file_loads_too(states):
-    """What `read_reference` gives goes straight into the network."""
+    """The result of `read_reference` goes straight into the network."""
     assert load_reference_checkpoint(network(), states[2]) == 2
 
 
@@ -348,7 +348,7 @@ def test_no_description(stage, fault, reason, states):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_reading_a_file(stage, states, tmp_path):
-    """As the released code saves it: epoch, optimiser state and numpy's numbers beside the weights."""
+    """The released code saves epoch, optimiser state and numpy's numbers beside the weights."""
     optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}]}
     content = {
         "epoch": np.int64(7),
@@ -395,7 +395,7 @@ def test_file_of_another_kind(content, reason, tmp_path, capfd):
 
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>"])
 def test_no_file_at_all(content, tmp_path):
-    """What a failed download leaves."""
+    """A failed download leaves such files."""
     path = tmp_path / "stage2_best.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"stage2_best.pth is .*or download it again"):

@@ -1,4 +1,4 @@
-"""Which weights a training starts from, and what the user reads when it cannot."""
+"""The weights that a training starts from, and the message if there are none."""
 
 import hashlib
 import os
@@ -148,9 +148,10 @@ def test_stage1_with_odd_plans(plans, tmp_path):
     """They tell of leaked cases, no more: what they lack is not told."""
     content = {"network_weights": {"a": torch.ones(3)}, "init_args": {"plans": plans, "fold": []}, "trainer_name": "x"}
     torch.save(content, tmp_path / "checkpoint.pth")
-    assert (read_stage1_checkpoint(tmp_path / "checkpoint.pth").dataset, read_stage1_checkpoint(tmp_path / "checkpoint.pth").fold) == (
-        None,
-    ) * 2
+    assert (
+        read_stage1_checkpoint(tmp_path / "checkpoint.pth").dataset,
+        read_stage1_checkpoint(tmp_path / "checkpoint.pth").fold,
+    ) == (None,) * 2
 
 
 def test_hub_without_a_network_is_asked_once(tmp_path):

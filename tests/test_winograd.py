@@ -27,7 +27,7 @@ def test_equals_the_convolution(
 
 @torch.no_grad()
 def test_the_layout_is_that_of_the_convolution() -> None:
-    """What follows is faster on channels-last maps, and has to see that these are."""
+    """The next layers are faster on channels-last maps, and have to see that these are."""
     conv, x = Conv3x3x3(128, 128), torch.randn(1, 128, 8, 24, 24).to(memory_format=torch.channels_last_3d)
     assert conv(x).stride() == F.conv3d(x, conv.weight, conv.bias, padding=1).stride()
 

@@ -1,4 +1,4 @@
-"""What nnU-Net wraps the network in on GPUs, here on the CPU: DDP (gloo, two processes) and torch.compile."""
+"""The wrappers of nnU-Net on GPUs, here on the CPU: DDP (gloo, two processes) and torch.compile."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_ddp_keeps_the_ranks_equal_in_both_stages(tmp_path) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_compiles_without_graph_breaks_to_equal_results(stage: int) -> None:
-    """As on CUDA: the ViT's blocks checkpointed."""
+    """The ViT's blocks are checkpointed, as on CUDA."""
     network = nano().eval()
     network.set_stage(stage)
     network.checkpoint_activations()

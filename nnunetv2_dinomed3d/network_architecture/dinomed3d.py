@@ -162,7 +162,7 @@ class DINOMed3D(nn.Module):
             self.encoder.set_trainable("all" if self.options.train_encoder else "nothing")
 
     def to(self, *args: Any, **kwargs: Any) -> "DINOMed3D":
-        """As for any module; on the CPU in the channels-last layout, in which 3D convolutions are faster."""
+        """Move as any module; on the CPU in the channels-last layout, in which 3D convolutions are faster."""
         super().to(*args, **kwargs)
         layout = torch.channels_last_3d if next(self.parameters()).is_cpu else torch.contiguous_format
         with torch.inference_mode(False):  # nnU-Net's predictor is in it, and weights made there cannot be trained

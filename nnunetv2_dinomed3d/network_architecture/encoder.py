@@ -208,7 +208,7 @@ class SlabEncoder(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "SlabEncoder":
-        """As for any module, but frozen parts stay in eval mode; LoRA's dropout follows ``mode``."""
+        """Set the mode as for any module, but frozen parts stay in eval mode; LoRA's dropout follows ``mode``."""
         super().train(mode and self.trained == "all")
         self.training = mode
         if self.rope_rescale_frozen:

@@ -1,4 +1,4 @@
-"""Options of the network: what its ablations and the released code do differently from the paper's network."""
+"""Options of the network: differences of its ablations and of the released code from the paper's network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Proxy = Literal["linear", "upernet"]
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """What can be chosen of a `DINOMed3D` beside its size; the defaults are the paper's.
+    """Choices for a `DINOMed3D` beside its size; the defaults are the paper's.
 
     Attributes:
         slab_depth: K, slices in a slab.

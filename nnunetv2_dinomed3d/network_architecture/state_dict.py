@@ -58,7 +58,7 @@ def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def stage1_state(state: Mapping[str, Value]) -> dict[str, Value]:
-    """What stage 1 trains or predicts with: ICE, ViT and proxy head, and the stage. LoRA is stage 2's."""
+    """The part that stage 1 trains or predicts with: ICE, ViT, proxy head and the stage. LoRA is stage 2's."""
     kept = (ENCODER, PROXY_HEAD, STAGE_KEY)
     return {name: value for name, value in state.items() if name.startswith(kept) and not is_lora(name)}
 
