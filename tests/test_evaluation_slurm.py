@@ -11,6 +11,8 @@ from tests.crossval_jobs import FAKE, LONG, crossval, in_slurm, make_trainings, 
 from tests.evaluation_results import NAME
 from tests.processes import wait_until
 
+pytestmark = pytest.mark.own
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -114,7 +116,7 @@ def test_slurm_writes_over_no_other_script(root: Path) -> None:
     assert crossval(*words, "0") == 0
     written = script.read_text()
     assert crossval(*words, "0") == 0  # the same again
-    with pytest.raises(ValueError, match="exists and holds something else. Remove it"):
+    with pytest.raises(ValueError, match=r"exists and holds something else\. Remove it"):
         crossval(*words, "1")
     assert script.read_text() == written
     script.unlink()
