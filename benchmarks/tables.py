@@ -41,7 +41,7 @@ NAMES = ("plain", "ours", "ours, checkpointed", "stock nnU-Net")
 
 @dataclass(frozen=True)
 class Setting:
-    """The object of a measurement: a variant in a stage at an in-plane scale, on a patch (in stage 1 on slabs of its slices)."""
+    """A variant in a stage at an in-plane scale, on a patch (in stage 1 on slabs of its slices)."""
 
     variant: str
     stage: Stage

@@ -1,12 +1,14 @@
 """The smallest network, which is the same code as the large ones, for the tests of its parts."""
 
+from typing import Any
+
 import torch
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
 
 
 def nano(
-    patch_size: tuple[int, int, int] = (4, 32, 32), in_channels: int = 1, num_classes: int = 3, **options
+    patch_size: tuple[int, int, int] = (4, 32, 32), in_channels: int = 1, num_classes: int = 3, **options: Any
 ) -> DINOMed3D:
     """The nano network with the same random weights each time, in stage 2."""
     torch.manual_seed(0)

@@ -31,6 +31,7 @@ def test_every_token_reaches_the_pyramid(scale: int, grid: tuple[int, int, int],
     features = [torch.randn(1, 4, *grid, requires_grad=True) for _ in LEVEL_STRIDES]
     for feature, level in zip(features, adapter(features), strict=True):
         level.square().sum().backward()
+        assert feature.grad is not None
         assert (feature.grad.abs().sum(1) > 0).all()
 
 
@@ -47,7 +48,7 @@ def test_every_convolution_is_trained(scale: int) -> None:
     adapter = Adapter3D(4, 8, 16 // scale, "exact")
     levels = adapter([torch.randn(1, 4, 3, 16, 16) for _ in LEVEL_STRIDES])
     sum(level.square().sum() for level in levels).backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in adapter.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters())
 
 
 def test_names_at_scale_1_are_those_of_the_released_checkpoints() -> None:

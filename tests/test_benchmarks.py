@@ -1,6 +1,7 @@
 """Costs of the network: measured rightly, no more than they were, and for the same numbers as plainly written."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from benchmarks.networks import checkpointed as checkpoint_network
 from benchmarks.plain import PlainDINOMed3D
 from benchmarks.tables import NAMES, Count, Depth, Seconds, Setting, case_seconds, count, target_grid, targets
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 
 PATCH = (4, 64, 64)
 SCALE = 1
@@ -78,7 +80,7 @@ def hooked_bytes(network: nn.Module, x: Tensor) -> int:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_bytes_alive_are_those_that_autograd_saves(stage: int) -> None:
+def test_bytes_alive_are_those_that_autograd_saves(stage: Stage) -> None:
     """The measure sees what is kept by any means; of the plain network nothing else is kept."""
     network = Setting("nano", stage, SCALE, PATCH).network(plain=True)
     x = torch.randn(1, 1, 3, 32, 32)
@@ -87,7 +89,7 @@ def test_bytes_alive_are_those_that_autograd_saves(stage: int) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_flops_and_saved_bytes_do_not_rise(stage: int, checkpointed: bool) -> None:
+def test_flops_and_saved_bytes_do_not_rise(stage: Stage, checkpointed: bool) -> None:
     setting = Setting("nano", stage, SCALE, PATCH)
     network, x = checkpoint_network(setting.network(), checkpointed), torch.randn(setting.shape)
     got = (flops(inference(network, x)), flops(training_step(network, x)), saved_bytes(lambda: network(x)))
@@ -114,7 +116,7 @@ def test_shapes_alone_count_as_a_real_run(checkpointed: bool) -> None:
     ],
 )
 def test_the_plain_formulation_has_the_same_outputs_and_gradients(
-    alignment: str, scale: int, stage: int, single_slab_input: bool, shape: tuple[int, ...]
+    alignment: str, scale: int, stage: Stage, single_slab_input: bool, shape: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
     ours = build(DINOMed3D, "nano", scale, depth_alignment=alignment)
@@ -181,7 +183,7 @@ def test_stock_network_is_the_planners() -> None:
         stock((16, 100, 128))
 
 
-def _first_convolutions(network: nn.Module) -> list[list[nn.Conv3d]]:
+def _first_convolutions(network: Any) -> list[list[nn.Conv3d]]:
     return [[m for m in stage.modules() if isinstance(m, nn.Conv3d)] for stage in network.encoder.stages]
 
 

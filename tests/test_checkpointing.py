@@ -1,6 +1,8 @@
 """Activation checkpointing: what is kept for the backward pass, what is computed again; nothing else changes."""
 
 import copy
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +11,12 @@ from torch import nn
 from benchmarks.measure import flops, saved_bytes
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.network_architecture.efficiency.checkpointing import apply_checkpointing
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from tests.networks import nano, with_trained_lora
 
 
-def network(*layers: nn.Module) -> nn.Module:
-    """Layers under the name ``part``, and one more: what of the part is recomputed must be needed again."""
+def network(*layers: nn.Module) -> nn.ModuleDict:
+    """Layers under the name ``part``."""
     return nn.ModuleDict({"part": nn.Sequential(*layers)})
 
 
@@ -26,7 +29,7 @@ def network(*layers: nn.Module) -> nn.Module:
         (nn.ConvTranspose3d(2, 256, (3, 4, 4), stride=(1, 4, 4)), True),  # few for one value for all its kernel
     ],
 )
-def test_only_costly_convolutions_are_kept(convolution: nn.Module, again: bool) -> None:
+def test_only_costly_convolutions_are_kept(convolution: nn.Conv3d | nn.ConvTranspose3d, again: bool) -> None:
     parts = network(convolution, nn.Softplus())
     apply_checkpointing(parts, {"part": "costly convolutions"})
     x = torch.randn(1, convolution.in_channels, 2, 4, 4, requires_grad=True)
@@ -81,13 +84,13 @@ def gradients(network: DINOMed3D, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("options", [{}, {"proxy": "upernet"}, {"detail_stream": False}], ids=str)
 @pytest.mark.parametrize("stage", [1, 2])
-def test_checkpointed_networks_have_the_same_gradients(stage: int, options: dict) -> None:
+def test_checkpointed_networks_have_the_same_gradients(stage: Stage, options: dict[str, Any]) -> None:
     x, found, kept = torch.randn(1, 1, 4, 32, 32), [], []
     for checkpointed in (False, True):
         network = with_trained_lora(nano(rope_rescale=None, **options))
         network.set_stage(stage)
         network.checkpoint_activations(checkpointed)
-        kept.append(saved_bytes(lambda network=network: network.train()(x)))
+        kept.append(saved_bytes(partial(network.train(), x)))
         found.append(gradients(network, x))
     assert kept[1] < kept[0]
     assert found[0].keys() == found[1].keys()

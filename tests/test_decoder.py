@@ -1,5 +1,7 @@
 """UPerNet and refinement: sizes, what they are made of, dropout."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ def test_logits_have_the_full_size() -> None:
 @torch.no_grad()
 def test_refinement_is_two_convolutions_of_both_side_by_side() -> None:
     torch.manual_seed(0)
-    block = RefinementBlock(32, 8, 16)
+    block: Any = RefinementBlock(32, 8, 16)
     x, detail = torch.randn(1, 32, 4, 8, 8), torch.randn(1, 8, 4, 16, 16)
     joined = torch.cat([F.interpolate(x, size=detail.shape[2:], mode="trilinear"), detail], dim=1)
     for convolution in (block.body[0], block.body[3]):

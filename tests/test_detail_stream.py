@@ -1,5 +1,7 @@
 """The detail stream: three scales in plane, the depth kept, odd sizes."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,6 +30,7 @@ def test_a_voxel_stays_where_it_is() -> None:
 
 
 def test_a_residual_block_adds_to_its_input() -> None:
-    block, x = ResidualBlock(4, 4), torch.randn(1, 4, 3, 8, 8)
+    block: Any = ResidualBlock(4, 4)
+    x = torch.randn(1, 4, 3, 8, 8)
     torch.nn.init.zeros_(block.body[3].weight)
     torch.testing.assert_close(block(x), x.relu())

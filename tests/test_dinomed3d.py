@@ -1,12 +1,15 @@
 """The network of both stages: any size in, the right parameters trained, nothing lost between the stages."""
 
 import copy
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from tests.networks import nano, with_trained_lora
 
 STAGE2_MODULES = ("adapter.", "detail.", "fusion.", "decoder.")
@@ -67,7 +70,7 @@ def test_stage1_predicts_each_slice_as_its_slab() -> None:
 
 @pytest.mark.parametrize("patch_size", [(2, 40, 40), (2, 201, 100), (2, 370, 20)])  # scale 4, 2, 1
 @pytest.mark.parametrize("stage", [1, 2])
-def test_logits_lie_over_their_voxels(patch_size: tuple[int, int, int], stage: int) -> None:
+def test_logits_lie_over_their_voxels(patch_size: tuple[int, int, int], stage: Stage) -> None:
     """Padding to whole tokens must not stretch or shift: a network that sees the padding itself agrees with ours."""
     network = nano(patch_size).eval()
     network.set_stage(stage)
@@ -83,7 +86,7 @@ def test_logits_lie_over_their_voxels(patch_size: tuple[int, int, int], stage: i
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_exactly_the_stages_parameters_get_gradients(stage: int) -> None:
+def test_exactly_the_stages_parameters_get_gradients(stage: Stage) -> None:
     """A parameter without one breaks DDP; a LoRA without one is silently useless."""
     network = with_trained_lora(nano()).train()
     network.set_stage(stage)
@@ -97,11 +100,12 @@ def test_exactly_the_stages_parameters_get_gradients(stage: int) -> None:
         assert parameter.requires_grad == trained, name
         assert (parameter.grad is not None) == trained, name
         if is_lora and trained:
+            assert parameter.grad is not None
             assert parameter.grad.abs().max() > 0, name
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_frozen_parameters_do_not_change_in_a_step(stage: int) -> None:
+def test_frozen_parameters_do_not_change_in_a_step(stage: Stage) -> None:
     network = nano().train()
     network.set_stage(stage)
     before = copy.deepcopy(network.state_dict())
@@ -141,7 +145,7 @@ def test_state_dict_has_the_same_keys_in_both_stages() -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_loaded_weights_predict_as_the_stage_they_are_of(stage: int) -> None:
+def test_loaded_weights_predict_as_the_stage_they_are_of(stage: Stage) -> None:
     """A checkpoint of stage 1 given to nnUNetv2_predict must not run through an untrained decoder."""
     trained = nano()
     trained.set_stage(stage)
@@ -166,7 +170,7 @@ def test_stage_1_asks_for_the_maps_that_its_head_takes(proxy: str, num_maps: int
 
 
 def test_on_the_cpu_weights_are_channels_last_and_stay_trainable() -> None:
-    network = nano().eval()
+    network: Any = nano().eval()
     x = torch.randn(1, 1, 4, 32, 32)
     expected = network(x)
     with torch.inference_mode():  # as nnU-Net's predictor does
@@ -258,10 +262,10 @@ def test_stage1_that_does_not_fit_is_refused(options: dict, message: str) -> Non
         (lambda: DINOMed3D(1, 2, scale=3), "scale is 3"),
         (lambda: nano(depth_alignment="other"), "depth_alignment is 'other'"),
         (lambda: nano(proxy="mlp"), "proxy is 'mlp'"),
-        (lambda: nano().set_stage(3), "stage is 3"),
+        (lambda: nano().set_stage(cast(Stage, 3)), "stage is 3"),
         (lambda: nano().set_stage(2, single_slab_input=True), "stage 2 takes volumes"),
     ],
 )
-def test_wrong_arguments_say_so(call, message: str) -> None:
+def test_wrong_arguments_say_so(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,18 +1,20 @@
 """The slab encoder: what its ViT sees in training and prediction, and where its weights come from."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from tests.networks import nano
 
 ENCODER = "nnunetv2_dinomed3d.network_architecture.encoder"
 BLOCKS = 4
 
 
-def training_nano(**options) -> DINOMed3D:
+def training_nano(**options: Any) -> DINOMed3D:
     return nano((3, 32, 32), **options).train()
 
 
@@ -34,7 +36,7 @@ def tables(network: DINOMed3D, x: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("training", [True, False])
-def test_rope_is_rescaled_in_stage_1s_training_only(stage: int, training: bool) -> None:
+def test_rope_is_rescaled_in_stage_1s_training_only(stage: Stage, training: bool) -> None:
     network = nano(rope_rescale=2.0)
     for layer in network.encoder.lora_layers():
         layer.lora_dropout["default"] = torch.nn.Identity()
@@ -69,7 +71,7 @@ def test_each_block_draws_its_own_rescaling() -> None:
 
 
 @pytest.mark.parametrize(("stage", "frozen", "rescaled"), [(1, False, True), (2, False, False), (2, True, True)])
-def test_where_rope_is_rescaled(stage: int, frozen: bool, rescaled: bool) -> None:
+def test_where_rope_is_rescaled(stage: Stage, frozen: bool, rescaled: bool) -> None:
     """In stage 2 only where it is asked for, and then for all slices of a volume alike, however many there are."""
     network = training_nano(rope_rescale_frozen=frozen)
     network.set_stage(stage)
@@ -105,7 +107,7 @@ def test_evaluation_is_what_it_is_without_rescaling() -> None:
 
 
 @pytest.mark.parametrize(("stage", "frozen"), [(1, False), (2, True)])
-def test_what_is_recomputed_has_the_factors_of_the_forward_pass(stage: int, frozen: bool) -> None:
+def test_what_is_recomputed_has_the_factors_of_the_forward_pass(stage: Stage, frozen: bool) -> None:
     """Other factors in the recomputation would give gradients of another function."""
     network = training_nano(rope_rescale_frozen=frozen)
     network.set_stage(stage)
@@ -204,7 +206,8 @@ def test_stage_1_goes_over_with_and_without_lora_on_ice(source: bool, target: bo
         for parameter in theirs.parameters():
             parameter.add_(1)
     ours.start_from_stage1(theirs.state_dict())
-    convs = [getattr(network.encoder.ice.conv, "base_layer", network.encoder.ice.conv) for network in (theirs, ours)]
+    convs: list[Any] = [network.encoder.ice.conv for network in (theirs, ours)]
+    convs = [getattr(conv, "base_layer", conv) for conv in convs]
     assert torch.equal(convs[0].weight, convs[1].weight)
     assert torch.equal(convs[0].bias, convs[1].bias)
 
@@ -216,7 +219,8 @@ def test_starts_from_a_2d_vit() -> None:
     assert network.pretrained_shapes() == plain.pretrained_shapes()
     for model in (network, plain):
         model.load_pretrained(weights)
-    assert torch.equal(network.encoder.ice.conv.base_layer.weight, plain.encoder.ice.conv.weight)
+    conv: Any = network.encoder.ice.conv
+    assert torch.equal(conv.base_layer.weight, plain.encoder.ice.conv.weight)
 
 
 def test_weights_without_lora_on_ice_are_refused_with_the_reason() -> None:

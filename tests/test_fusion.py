@@ -22,5 +22,6 @@ def test_the_detail_is_brought_to_the_semantic_grid() -> None:
 
 def test_a_closed_gate_lets_nothing_in() -> None:
     fusion, semantic = GatedFusion(8), torch.randn(1, 8, 2, 4, 4)
+    assert fusion.gate.bias is not None
     torch.nn.init.constant_(fusion.gate.bias, -100)
     torch.testing.assert_close(fusion(semantic, torch.randn(1, 8, 2, 4, 4)), semantic)

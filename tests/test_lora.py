@@ -1,6 +1,7 @@
 """LoRA: on the right layers, merged for prediction without a trace, on ICE if asked for."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tests.networks import nano, with_trained_lora
 TINY_VIT = {"embed_dim": 96, "depth": 4, "num_heads": 3, "init_values": 0.1}
 
 
-def training_nano(**options) -> DINOMed3D:
+def training_nano(**options: Any) -> DINOMed3D:
     return nano((3, 32, 32), **options).train()
 
 
@@ -73,7 +74,7 @@ def test_lora_on_ice_is_trained_in_stage_2_and_off_in_stage_1() -> None:
 def test_lora_on_ice_is_w_plus_b_a() -> None:
     """On every slab of a volume, its first and last slice included, and merged as unmerged."""
     network, plain = training_nano(lora_on_ice=True).eval(), training_nano().eval()
-    conv = network.encoder.ice.conv
+    conv: Any = network.encoder.ice.conv
     torch.nn.init.normal_(conv.lora_B["default"].weight, std=0.05)
     state = {name: w for name, w in network.state_dict().items() if not name.startswith("encoder.ice.")}
     a, b = conv.lora_A["default"].weight, conv.lora_B["default"].weight[..., 0, 0, 0]

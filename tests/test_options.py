@@ -1,5 +1,7 @@
 """The network's options: the paper's by default, checked, taken from a trainer."""
 
+from dataclasses import replace
+
 import pytest
 
 from nnunetv2_dinomed3d.network_architecture import NetworkOptions
@@ -33,4 +35,4 @@ def test_all_are_taken_from_attributes(owner: object) -> None:
 )
 def test_a_wrong_value_is_told(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        NetworkOptions(**{name: "mlp"})
+        replace(NetworkOptions(), **{name: "mlp"})  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """Precision of the forward pass under nnU-Net's autocast."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from tests.networks import nano
 
 def test_autocast_float16_becomes_bfloat16_and_logits_stay_float32() -> None:
     """nnU-Net's autocast is float16, in which attention can overflow."""
-    network = nano()
+    network: Any = nano()
     seen = []
     network.decoder.upernet.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
     with torch.autocast("cpu", dtype=torch.float16):

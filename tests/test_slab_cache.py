@@ -1,5 +1,7 @@
 """Slabs that nnU-Net's sliding windows share are encoded once, for the same prediction."""
 
+from typing import Any
+
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -12,7 +14,7 @@ PATCH = (8, 32, 32)
 MIRRORINGS = 8
 
 
-def network(**options) -> DINOMed3D:
+def network(**options: Any) -> DINOMed3D:
     torch.manual_seed(0)
     return build_dinomed3d("nano", 1, 2, PATCH, **options).eval()
 

@@ -26,6 +26,7 @@ def test_a_slab_is_embedded_as_its_slice_in_the_volume(slab_depth: int, channels
 def test_three_slices_are_stacked_as_rgb() -> None:
     """K = 3, C = 1 is exactly the 2D patch embedding on slices as colour channels, as the paper has it."""
     conv2d = torch.nn.Conv2d(3, 8, 16, stride=16)
+    assert conv2d.bias is not None
     ice = InterSliceContextEmbedding(1, 8, 3)
     ice.load_patch_embedding(conv2d.weight, conv2d.bias)
     assert torch.equal(ice.conv.weight[:, 0], conv2d.weight)

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 
 from nnunetv2_dinomed3d.weights.archive import require_sound_archive
 from nnunetv2_dinomed3d.weights.files import (
-    verify_meta_checksum,
     read_checkpoint,
     read_content,
     read_tensors,
     sha256,
+    verify_meta_checksum,
     weight_files,
 )
 

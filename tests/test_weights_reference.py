@@ -13,8 +13,8 @@ from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.weights import (
     ReferenceCheckpoint,
     describe_reference,
-    read_pretrained,
     load_reference_checkpoint,
+    read_pretrained,
     read_reference,
 )
 

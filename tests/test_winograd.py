@@ -18,6 +18,7 @@ def test_equals_the_convolution(
     monkeypatch.setattr(winograd, "MAX_VALUES_PER_PASS", values_per_pass)
     torch.manual_seed(0)
     conv, x = Conv3x3x3(128, 130), torch.randn(2, 128, *size)
+    assert conv.bias is not None
     expected = F.conv3d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
     scale = expected.abs().max()
     assert flops(lambda: conv(x)) < 0.6 * 2 * 27 * 128 * 130 * 2 * x[0, 0].numel()

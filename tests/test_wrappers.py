@@ -1,5 +1,7 @@
 """The wrappers of nnU-Net on GPUs, here on the CPU: DDP (gloo, two processes) and torch.compile."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import distributed as dist
@@ -7,6 +9,7 @@ from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from tests.conftest import leave_process_group
 
 
@@ -35,12 +38,12 @@ def _train_on_two_ranks(rank: int, address: str) -> None:
     leave_process_group()
 
 
-def test_ddp_keeps_the_ranks_equal_in_both_stages(tmp_path) -> None:
+def test_ddp_keeps_the_ranks_equal_in_both_stages(tmp_path: Path) -> None:
     multiprocessing.spawn(_train_on_two_ranks, (f"file://{tmp_path / 'rendezvous'}",), nprocs=2)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_compiles_without_graph_breaks_to_equal_results(stage: int) -> None:
+def test_compiles_without_graph_breaks_to_equal_results(stage: Stage) -> None:
     """The ViT's blocks are checkpointed, as on CUDA."""
     network = nano().eval()
     network.set_stage(stage)
@@ -58,7 +61,7 @@ def test_compiles_without_graph_breaks_to_equal_results(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_compiles_in_training_mode_under_autocast(stage: int) -> None:
+def test_compiles_in_training_mode_under_autocast(stage: Stage) -> None:
     """Under the trainer's: the backward pass is traced in the caller's dtype, float16 would not go with bfloat16."""
     network = nano().train()
     network.set_stage(stage)

@@ -1,4 +1,4 @@
-"""Names in the network's state dict: the stage, the parts, LoRA. No other module spells them out.
+"""Names in the network's state dict: the stage, the parts, LoRA. Only renaming tables of `weights` spell out more.
 
 The names never change: checkpoints of every version load. `misfit` is the one comparison of names and shapes.
 """
