@@ -133,7 +133,7 @@ def test_a_misspelt_setting(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
 class MirrorsInDepth(nnUNetTrainerQuick):
     slab_depth = 4
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:  # type: ignore[override]
         *others, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         return (*others, (0, 1, 2))
 

@@ -36,9 +36,10 @@ def sound() -> tuple[np.ndarray, np.ndarray, dict]:
 class Folder:
     """Three preprocessed cases in nnU-Net's format of today, or its former one."""
 
-    def __init__(self, path: Path, kind: type = nnUNetDatasetBlosc2) -> None:
+    def __init__(self, path: Path, kind: Any = nnUNetDatasetBlosc2) -> None:
         self.path, self.kind = path, kind
-        self.labels, self.regions_class_order = dict(LABELS), None
+        self.labels: dict[str, Any] = dict(LABELS)
+        self.regions_class_order: list[int] | None = None
         for case in "abc":
             self.write(case)
 
@@ -55,8 +56,8 @@ class Folder:
     def check(self, raw: float | None = None, previous: Path | None = None) -> list[str]:
         manager = LabelManager(self.labels, self.regions_class_order)
         expected = Expected.of({"channel_names": {"0": "T1", "1": "T2"}}, manager)
-        folders = [self.kind(str(self.path), cases, previous and str(previous)) for cases in (["a", "b"], ["c"])]
-        return check_cases(*folders, expected, lambda case: raw)
+        train, val = (self.kind(str(self.path), cases, previous and str(previous)) for cases in (["a", "b"], ["c"]))
+        return check_cases(train, val, expected, lambda case: raw)
 
     def fault(self, **arguments: Any) -> str:
         with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is looked at by the caller

@@ -10,6 +10,7 @@ import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
     trainer.run_training()
     assert trainer.stage == 2
     assert trainer.is_ddp
-    sizes = [None] * RANKS
+    sizes: list[Any] = [None] * RANKS
     dist.all_gather_object(sizes, trainer.batch_sizes)
     per_step = [sum(step) for step in zip(*sizes, strict=True)]
     assert per_step == [SLABS + 1] * 4 + [trainer.configuration_manager.batch_size] * 4

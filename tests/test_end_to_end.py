@@ -42,7 +42,7 @@ def test_train_resume_validate_and_predict(run: Run, nnunet_environment: dict[st
     assert "Epoch 0" not in run(*TRAIN, *arguments, "--c")
 
     images = Path(nnunet_environment["nnUNet_raw"]) / "Dataset901_Test" / "imagesTr"
-    predict = (
+    predict: tuple[str | Path, ...] = (
         "nnUNetv2_predict",
         "-i",
         images,
@@ -59,7 +59,7 @@ def test_train_resume_validate_and_predict(run: Run, nnunet_environment: dict[st
         "-nps",
         "1",
     )
-    predict += ("-tr", "nnUNetTrainerQuick")
+    predict = (*predict, "-tr", "nnUNetTrainerQuick")
     run(*predict, "-o", tmp_path / "final", DINOMED3D_WEIGHTS="/nowhere")
     assert len(list((tmp_path / "final").glob("*.nii.gz"))) == 5
     # a checkpoint of stage 1 is predicted with as what it is

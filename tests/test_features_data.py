@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -325,7 +326,7 @@ def test_unusual_but_sound(
     made = data.trainer(trainer=trainer)
     for stage in (1, 2):
         made.begin_stage(stage)
-        loader = made.get_dataloaders()[0]
+        loader: Any = made.get_dataloaders()[0]
         assert next(loader)["data"].shape[2:] == ((made.slab_depth, *patch[1:]) if stage == 1 else patch)
         apply_always(loader.data_loader.transforms)
         assert next(loader)["data"].isfinite().all()

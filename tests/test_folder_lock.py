@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def elsewhere() -> Owner:
 
 
 @pytest.fixture
-def living() -> "subprocess.Popen":
+def living() -> "Iterator[subprocess.Popen]":
     """Another process, which lives."""
     process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
     yield process

@@ -57,7 +57,7 @@ def titles(figure: Figure) -> list[str]:
 def drawn(figure: Figure, title: str) -> np.ndarray:
     """What lies on top in the first row of a column."""
     axis = next(axis for axis in figure.axes if axis.get_title().replace("\n", " ").startswith(title))
-    return axis.get_images()[-1].get_array()
+    return np.asarray(axis.get_images()[-1].get_array())
 
 
 # ---- the command ----

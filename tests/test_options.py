@@ -35,4 +35,4 @@ def test_all_are_taken_from_attributes(owner: object) -> None:
 )
 def test_a_wrong_value_is_told(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(NetworkOptions(), **{name: "mlp"})  # type: ignore[arg-type]
+        replace(NetworkOptions(), **{name: "mlp"})

@@ -76,7 +76,12 @@ def measured(trainer: nnUNetTrainer, shape: tuple[int, ...], targets: list[tuple
 
 
 def check_estimate(
-    make_trainer: Callable, trainer: type, stage: int, patch: tuple[int, int, int], batch: int, checkpoint: bool
+    make_trainer: Callable,
+    trainer: type[nnUNetTrainerDINOMed3D],
+    stage: int,
+    patch: tuple[int, int, int],
+    batch: int,
+    checkpoint: bool,
 ) -> None:
     def with_patch(plans: dict, configuration: str, *rest: object) -> nnUNetTrainerDINOMed3D:
         plans["configurations"][configuration].update(patch_size=list(patch), batch_size=batch)

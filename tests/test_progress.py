@@ -63,7 +63,8 @@ def curves(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def marks(axis: Axes) -> list[float]:
-    return [line.get_xdata()[0] for line in axis.get_lines() if line.get_xdata()[0] % 1 == 0.5]
+    places = [float(np.asarray(line.get_xdata(), float)[0]) for line in axis.get_lines()]
+    return [place for place in places if place % 1 == 0.5]
 
 
 def test_the_stages_are_drawn_apart(saved: list[Figure], tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ class Poisoned(nnUNetTrainerQuick):
     def train_step(self, batch: dict) -> dict:
         loss = self.loss
         if self.iteration in self.poison:
-            self.loss = lambda output, target: loss(output, target) * self.value
+            self.loss = lambda output, target: loss(output, target) * self.value  # type: ignore[assignment]
         self.iteration += 1
         before = [p.detach().clone() for p in self.optimizer.param_groups[0]["params"]]
         output = super().train_step(batch)
@@ -349,7 +349,9 @@ def test_float16_with_a_scaler_where_bfloat16_is_missing(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on older GPUs: nnU-Net's autocast and scaler around a ViT in float32."""
-    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.efficiency.precision.has_bfloat16", lambda device_type: False)
+    monkeypatch.setattr(
+        "nnunetv2_dinomed3d.network_architecture.efficiency.precision.has_bfloat16", lambda device_type: False
+    )
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
     scaler = torch.amp.GradScaler("cpu")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from tests.test_weights_files import Malicious, call, item, number, save_legacy, write_archive
 
 pytestmark = pytest.mark.own
@@ -59,7 +60,7 @@ def test_the_tests_have_no_network() -> None:
 
 
 def test_import_build_and_prediction_do_not_touch_the_network(
-    trained: object, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    trained: nnUNetTrainerDINOMed3D, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(trained.output_folder).parent
     output = run(sys.executable, "-c", OFFLINE + PREDICT, folder, HF_HUB_OFFLINE="0", DINOMED3D_WEIGHTS="")

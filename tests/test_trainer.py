@@ -151,7 +151,7 @@ class LastStepSkipped(nnUNetTrainerQuick):
     def train_step(self, batch: dict) -> dict:
         if self.stage == 1 and len(self._steps.train) == self.iterations_per_epoch - 1:
             loss, self.grad_scaler = self.loss, torch.amp.GradScaler("cpu", init_scale=3e38)
-            self.loss = lambda output, target: loss(output, target) * 1e4
+            self.loss = lambda output, target: loss(output, target) * 1e4  # type: ignore[assignment]
             output = super().train_step(batch)
             self.loss, self.grad_scaler = loss, torch.amp.GradScaler("cpu")
             assert self._step_was_skipped

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from os.path import dirname, join
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -285,7 +286,8 @@ def test_released_loads_enough_for_what_it_turns_and_shifts(released_trainer: nn
 def test_released_sampling_and_network(released_trainer: nnUNetTrainerDINOMed3D, stage: int) -> None:
     """No foreground oversampling, RoPE rescaled in both stages, LoRA on ICE, validation on every slice."""
     released_trainer.begin_stage(stage)
-    train, val = released_trainer.get_dataloaders()
+    loaders: tuple[Any, Any] = released_trainer.get_dataloaders()
+    train, val = loaders
     assert train.data_loader.oversample_foreground_percent == 0
     assert isinstance(val.data_loader, WholeLoader)
     encoder = released_trainer.module.train().encoder
