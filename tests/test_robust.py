@@ -1,20 +1,24 @@
 """Faults: kills, preemption, damaged files, full disks, dead workers, numbers gone bad."""
 
+import multiprocessing
 import os
 import re
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run.run_training import run_training_entry
 
 from nnunetv2_dinomed3d.processes import PREEMPTED
 from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
@@ -38,12 +42,52 @@ def tensors_equal(a: dict, b: dict) -> bool:
 # ---- kills ----
 
 
+class Forked:
+    """nnU-Net's command as a fork of this process, in a session of its own: PyTorch is not imported 100 times.
+
+    Has of `subprocess.Popen` what is used of it here.
+    """
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        reader, writer = os.pipe()
+        self.stdout = os.fdopen(reader)
+        self._process = multiprocessing.get_context("fork").Process(target=self._run, args=(command, env, writer))
+        self._process.start()
+        os.close(writer)
+        assert self._process.pid
+        self.pid = self._process.pid
+
+    @staticmethod
+    def _run(command: list[str], env: dict[str, str], writer: int) -> None:
+        os.setsid()
+        os.environ.update(env)
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        sys.stdout = os.fdopen(1, "w", buffering=1)
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        sys.argv = command
+        run_training_entry()
+
+    def wait(self) -> int:
+        self._process.join()
+        self.stdout.close()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+
+def start_command(command: list[str], env: dict[str, str]) -> subprocess.Popen:
+    """nnU-Net's command as a user starts it."""
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=env, start_new_session=True, **output)
+
+
 def kill_and_resume(
     signals: Sequence[signal.Signals],
     nnunet_environment: dict[str, str],
     results: Path,
     seed: int,
     trainer: str = "nnUNetTrainerKilled",
+    start: Callable[[list[str], dict[str, str]], Any] = start_command,
 ) -> list[str]:
     """Train with nnU-Net's command, stop it at random moments, go on with --c. What was printed, line by line.
 
@@ -61,14 +105,7 @@ def kill_and_resume(
     }
     printed: list[str] = []
     for attempt, number in enumerate((*signals, None)):
-        process = subprocess.Popen(
-            command + (["--c"] if attempt else []),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        process = start(command + (["--c"] if attempt else []), environment)
         killer, epochs_left, now = None, rng.integers(1, 3), []
         for line in process.stdout:
             now.append(line)
@@ -139,6 +176,7 @@ def test_hundred_kills(nnunet_environment: dict[str, str], tmp_path: Path, train
         tmp_path,
         seed=training,
         trainer="nnUNetTrainerKilledOften",
+        start=Forked,
     )
     assert_whole(tmp_path, epochs=20)
     lost = [before - after + 1 for before, after in pairwise(begun(printed)) if after <= before]
