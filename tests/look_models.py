@@ -9,6 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_dinomed3d.look.case import Case, load_case
 from nnunetv2_dinomed3d.look.model import LoadedModel
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from tests.conftest import DATASET
 
@@ -22,7 +23,9 @@ def stir_lora(network: torch.nn.Module) -> None:
             torch.nn.init.normal_(parameter, std=0.1)
 
 
-def write_model(make_trainer: Callable[..., nnUNetTrainer], trainer_class: type[nnUNetTrainer], stage: int = 2) -> Path:
+def write_model(
+    make_trainer: Callable[..., nnUNetTrainer], trainer_class: type[nnUNetTrainer], stage: Stage = 2
+) -> Path:
     """Write the model folder of a trainer; it has fold 0."""
     trainer = make_trainer(trainer_class)
     torch.manual_seed(0)

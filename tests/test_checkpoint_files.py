@@ -94,7 +94,7 @@ def test_folders_that_cannot_be_synchronised(
     """Some network mounts; and Windows, where a folder cannot even be opened. The file is there all the same."""
     original = getattr(os, call)
 
-    def refuse(target: object, *rest: object, **more: object) -> object:
+    def refuse(target: str | int, *rest: object, **more: object) -> object:
         if stat.S_ISDIR((os.fstat(target) if isinstance(target, int) else os.stat(target)).st_mode):
             raise OSError(number, os.strerror(number))
         return original(target, *rest, **more)

@@ -158,7 +158,7 @@ def test_damaged_files_are_named(folder: Folder, damage: str) -> None:
 def test_a_damaged_shape_is_not_believed(tmp_path: Path) -> None:
     """A flipped bit can make an image of a terabyte."""
     folder = Folder(tmp_path)
-    case = SimpleNamespace(shape=(2, 10**9, 12, 10)), SimpleNamespace(shape=(1, *SHAPE[1:])), None, {}
+    case: Any = SimpleNamespace(shape=(2, 10**9, 12, 10)), SimpleNamespace(shape=(1, *SHAPE[1:])), None, {}
     folder.kind = type("Huge", (nnUNetDatasetBlosc2,), {"load_case": lambda self, case_: case})
     assert "image has the shape 1000000000 x 12 x 10, the segmentation 1 x 6 x 12 x 10" in folder.fault()
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.processes import PREEMPTED
 from tests.conftest import leave_process_group
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
@@ -28,7 +30,7 @@ SLABS = 5  # which two ranks do not divide: they get 3 each
 RANKS = 2
 
 
-def assert_equal_on_all_ranks(tensors: dict[str, torch.Tensor], when: str) -> None:
+def assert_equal_on_all_ranks(tensors: Mapping[str, torch.Tensor], when: str) -> None:
     for name, tensor in tensors.items():
         own = tensor.detach().contiguous()  # as a collective needs it
         both = [torch.empty_like(own) for _ in range(RANKS)]
@@ -45,7 +47,7 @@ class OnTwoRanks(nnUNetTrainerQuick):
         self.device, self.grad_scaler = torch.device("cpu"), None  # nnU-Net's is CUDA under DDP
         self.batch_sizes: list[int] = []
 
-    def begin_stage(self, stage: int) -> None:
+    def begin_stage(self, stage: Stage) -> None:
         if stage == 2 and self.stage == 1:
             state = {name: t for name, t in self.module.state_dict().items() if name.startswith("encoder.")}
             assert_equal_on_all_ranks(state, "what stage 2 starts from")

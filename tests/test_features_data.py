@@ -13,6 +13,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from tests.test_features_helpers import (
     BRIEF,
     Case,
@@ -120,7 +121,7 @@ def regions(trainers: None) -> DataSet:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_overlapping_regions_are_targets_of_their_own(regions: DataSet, stage: int) -> None:
+def test_overlapping_regions_are_targets_of_their_own(regions: DataSet, stage: Stage) -> None:
     """As classes, the core would be cut out of the whole, and the loss would let them compete."""
     finished(regions)
     trainer = regions.trainer()
@@ -166,7 +167,7 @@ def sparsely_annotated(trainers: None, request: pytest.FixtureRequest) -> DataSe
     number, labels = request.param
     annotated = [slice(3, 4), slice(2, 3), slice(0), slice(3, 4), slice(4, 5)]
     cases = [sparse((7, 20, 18), rng, part) for part in annotated]
-    order = {"regions_class_order": [1, 2]} if labels is REGIONS else {}
+    order: dict[str, Any] = {"regions_class_order": [1, 2]} if labels is REGIONS else {}
     return make_dataset(number, cases, {**labels, "ignore": 3}, **order)
 
 
@@ -180,7 +181,7 @@ def test_sparse_annotation_trains(sparsely_annotated: DataSet) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_voxels_to_be_ignored_count_for_nothing(sparsely_annotated: DataSet, stage: int) -> None:
+def test_voxels_to_be_ignored_count_for_nothing(sparsely_annotated: DataSet, stage: Stage) -> None:
     """Learning "background" or a fourth class where nobody looked would ruin a sparse training."""
     trainer = sparsely_annotated.trainer()
     trainer.begin_stage(stage)
@@ -196,7 +197,7 @@ def test_voxels_to_be_ignored_count_for_nothing(sparsely_annotated: DataSet, sta
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_batch_without_annotation_trains_on(sparsely_annotated: DataSet, stage: int) -> None:
+def test_a_batch_without_annotation_trains_on(sparsely_annotated: DataSet, stage: Stage) -> None:
     trainer = sparsely_annotated.trainer()
     trainer.begin_stage(stage)
     trainer.module.train()

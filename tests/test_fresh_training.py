@@ -116,6 +116,6 @@ def test_pretrained_weights_and_resume_win_over_dinov3(
     assert optimised == {id(p) for p in fresh.module.parameters() if p.requires_grad}
 
     resumed = make_trainer(nnUNetTrainerSeeded)
-    resumed.load_checkpoint(final)
+    resumed.load_checkpoint(str(final))
     resumed.on_train_start()
     assert resumed.stage == 2

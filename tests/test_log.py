@@ -241,7 +241,8 @@ class FailingRun:
     def __init__(self, fails: bool = True) -> None:
         self.config: dict = {}
         self.summary: dict = {}
-        self.step, self.logged, self.ended = 0, 0, []
+        self.step, self.logged = 0, 0
+        self.ended: list[object] = []
 
     def log(self, values: dict, step: int) -> None:
         self.logged += 1

@@ -128,6 +128,8 @@ def test_raw_image_is_the_preprocessed_case(
     found, expected = case_of(model, str(raw)), case_of(model)
     assert found.name == expected.name
     torch.testing.assert_close(found.image, expected.image)
+    assert found.reference is not None
+    assert expected.reference is not None
     assert np.array_equal(found.reference, expected.reference)
 
 

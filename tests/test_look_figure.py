@@ -24,7 +24,7 @@ def test_labels_lie_over_the_image_in_the_colours_of_reports() -> None:
     labels[1, 1], labels[2, 2] = 1, 7
     columns = [Column("image", [image], "grey"), Column("reference", [labels], "labels")]
     figure = draw("", "", [0], columns, names={1: "organ", 7: "lesion"}, aspect=1.0)
-    shown = figure.axes[1].get_images()[0].get_array()
+    shown = np.asarray(figure.axes[1].get_images()[0].get_array())
     np.testing.assert_allclose(shown, overlay(image, labels, {1: label_colour(0), 7: label_colour(1)}))
 
 

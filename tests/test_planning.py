@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch._subclasses import FakeTensorMode
 
 from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.network_architecture.token_grid import TOKEN_SIZE, in_plane_scale
 from nnunetv2_dinomed3d.planning.patch_choice import CLIP_DEPTH, candidates, choose_patch_and_batch
 from nnunetv2_dinomed3d.planning.planner import PLANS_NAME
@@ -51,14 +52,17 @@ class nnUNetTrainerSmall(nnUNetTrainerDINOMed3D):
     slab_batch_size = SLABS
 
 
-def nbytes(tensors: Iterator[torch.Tensor]) -> int:
+def nbytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def measured(trainer: nnUNetTrainer, shape: tuple[int, ...], targets: list[tuple[int, ...]]) -> int:
     """Most bytes that PyTorch's CPU allocator hands out during nnU-Net's own train_step, by its profiler."""
     labels = [torch.randint(0, 2, target, dtype=torch.int16) for target in targets]
-    batch = {"data": torch.randn(shape), "target": labels if trainer.enable_deep_supervision else labels[0]}
+    batch: dict[str, Any] = {
+        "data": torch.randn(shape),
+        "target": labels if trainer.enable_deep_supervision else labels[0],
+    }
     trainer.train_step(batch)  # the first makes the optimiser's state
     module = trainer.network
     moments = (value for state in trainer.optimizer.state.values() for value in state.values())
@@ -78,12 +82,12 @@ def measured(trainer: nnUNetTrainer, shape: tuple[int, ...], targets: list[tuple
 def check_estimate(
     make_trainer: Callable,
     trainer: type[nnUNetTrainerDINOMed3D],
-    stage: int,
+    stage: Stage,
     patch: tuple[int, int, int],
     batch: int,
     checkpoint: bool,
 ) -> None:
-    def with_patch(plans: dict, configuration: str, *rest: object) -> nnUNetTrainerDINOMed3D:
+    def with_patch(plans: dict, configuration: str, *rest: Any) -> nnUNetTrainerDINOMed3D:
         plans["configurations"][configuration].update(patch_size=list(patch), batch_size=batch)
         return trainer(plans, configuration, *rest)
 
@@ -138,7 +142,7 @@ def test_a_stock_trainers_memory_is_told_and_nothing_written(planned: Path, caps
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize(("patch", "batch"), [((8, 48, 64), 2), ((5, 40, 56), 3)])
 def test_estimate_is_what_training_takes(
-    make_trainer: Callable, stage: int, patch: tuple[int, int, int], batch: int, checkpoint: bool
+    make_trainer: Callable, stage: Stage, patch: tuple[int, int, int], batch: int, checkpoint: bool
 ) -> None:
     check_estimate(make_trainer, nnUNetTrainerQuick, stage, patch, batch, checkpoint)
 
@@ -153,13 +157,13 @@ def test_estimate_over_a_grid(
     trainer: type,
     patch: tuple[int, int, int],
     batch: int,
-    stage: int,
+    stage: Stage,
     checkpoint: bool,
 ) -> None:
     check_estimate(make_trainer, trainer, stage, patch, batch, checkpoint)
 
 
-def kept_by_forward(device: str, stage: int, autocast: Callable[[], AbstractContextManager]) -> int:
+def kept_by_forward(device: str, stage: Stage, autocast: Callable[[], AbstractContextManager]) -> int:
     """Bytes that a forward pass on fake tensors leaves behind; PyTorch believes that there is a GPU."""
     gpu = mock.patch.multiple(torch.cuda, is_available=lambda: True, is_bf16_supported=lambda **_: True)
     with torch.device("meta"):
@@ -179,7 +183,7 @@ def kept_by_forward(device: str, stage: int, autocast: Callable[[], AbstractCont
 
 @pytest.mark.skipif(Version(torch.__version__) < Version("2.10"), reason="of older PyTorch fake GPUs need a real one")
 @pytest.mark.parametrize("stage", [1, 2])
-def test_types_are_those_of_cuda_autocast(stage: int) -> None:
+def test_types_are_those_of_cuda_autocast(stage: Stage) -> None:
     """PyTorch's own, which on fake tensors runs a forward pass without a GPU."""
     truth = kept_by_forward("cuda", stage, lambda: torch.autocast("cuda", torch.bfloat16))
     assert kept_by_forward("cpu", stage, lambda: _CudaAutocast(True)) == pytest.approx(truth, rel=1e-3)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -202,8 +203,9 @@ def test_a_start_is_not_broken_off(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     other.start()
     spawn = multiprocessing.util.spawnv_passfds
 
-    def spawn_and_signal(*words: object) -> int:
+    def spawn_and_signal(*words: Any) -> int:
         child = spawn(*words)
+        assert other.ident
         signal.pthread_kill(other.ident, signal.SIGHUP)
         time.sleep(0.1)
         started.set()

@@ -173,7 +173,7 @@ def test_the_learning_rates_are_the_trainings(saved: list[Figure], tmp_path: Pat
     log.my_fantastic_logging["lrs"] = rates = [1e-5, 2e-6, 1e-4, 5e-5, 1e-7]
     log.plot_progress_png(str(tmp_path))
     axis = next(axis for axis in saved[0].axes if axis.get_ylabel() == "learning rate")
-    assert list(axis.get_lines()[0].get_ydata()) == rates
+    assert np.asarray(axis.get_lines()[0].get_ydata()).tolist() == rates
     low, high = axis.get_ylim()
     assert low <= min(rates) < max(rates) <= high
 

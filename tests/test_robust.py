@@ -20,6 +20,7 @@ import pytest
 import torch
 from nnunetv2.run.run_training import run_training_entry
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.processes import PREEMPTED
 from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
@@ -77,7 +78,7 @@ class Forked:
 
 def start_command(command: list[str], env: dict[str, str]) -> subprocess.Popen:
     """nnU-Net's command as a user starts it."""
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=env, start_new_session=True, **output)
 
 
@@ -301,7 +302,7 @@ def test_a_killed_worker_is_an_error_not_a_hang(make_trainer: MakeTrainer, monke
 
     def drain() -> None:
         for _ in range(200):
-            next(trainer.dataloader_train)
+            next(trainer.dataloader_train or iter(()))
             time.sleep(0.01)
 
     with pytest.raises(RuntimeError, match="background workers"):
@@ -393,7 +394,8 @@ def test_float16_with_a_scaler_where_bfloat16_is_missing(
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
     scaler = torch.amp.GradScaler("cpu")
-    for stage, shape in ((1, (2, 1, 3, 32, 28)), (2, (1, 1, 4, 32, 28))):
+    shapes: dict[Stage, tuple[int, ...]] = {1: (2, 1, 3, 32, 28), 2: (1, 1, 4, 32, 28)}
+    for stage, shape in shapes.items():
         trainer.begin_stage(stage)
         trainer.network.train()
         trainer.optimizer.zero_grad()

@@ -231,7 +231,7 @@ def test_the_commands_processes(nnunet_environment: dict[str, str], tmp_path: Pa
     settings = {"nnUNet_results": str(tmp_path), "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "2"}
     command = ["nnUNetv2_train", "901", "3d_fullres", "0", "-tr", "nnUNetTrainerStarved", "-device", "cpu"]
 
-    def train_until(word: str, stop: Callable[[int], None], *flags: str) -> tuple[int, str]:
+    def train_until(word: str, stop: Callable[[int], object], *flags: str) -> tuple[int, str]:
         process = subprocess.Popen(
             [*command, *flags],
             env={**os.environ, **nnunet_environment, **settings},

@@ -13,6 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.dinomed3d.variants import sizes
@@ -46,7 +47,7 @@ def test_stage2_starts_from_the_best_epoch_of_stage1_and_leaves_it_alone(trained
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_batches_optimiser_and_loss_of_a_stage(make_trainer: MakeTrainer, stage: int) -> None:
+def test_batches_optimiser_and_loss_of_a_stage(make_trainer: MakeTrainer, stage: Stage) -> None:
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
     trainer.begin_stage(stage)
@@ -67,7 +68,7 @@ def test_batches_optimiser_and_loss_of_a_stage(make_trainer: MakeTrainer, stage:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_gradients_are_clipped_at_1(make_trainer: MakeTrainer, stage: int) -> None:
+def test_gradients_are_clipped_at_1(make_trainer: MakeTrainer, stage: Stage) -> None:
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
     trainer.begin_stage(stage)
@@ -126,9 +127,10 @@ def test_even_slabs_are_not_mirrored_in_depth(make_trainer: MakeTrainer) -> None
 
     trainer = make_trainer(Even)
     trainer.initialize()
-    for stage, axes in ((1, (2,)), (2, (1, 2))):
+    axes: dict[Stage, tuple[int, ...]] = {1: (2,), 2: (1, 2)}
+    for stage in axes:
         trainer.begin_stage(stage)
-        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == axes
+        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == axes[stage]
         assert trainer.inference_allowed_mirroring_axes == (1, 2)
 
 

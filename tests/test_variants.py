@@ -15,6 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
 from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Recipe, Schedule
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
@@ -226,7 +227,7 @@ def test_released_resumes_a_stage_2_that_began_early(
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_released_augmentation(released_trainer: nnUNetTrainerDINOMed3D, stage: int) -> None:
+def test_released_augmentation(released_trainer: nnUNetTrainerDINOMed3D, stage: Stage) -> None:
     """Up to 15 degrees, 0.8 to 1.2 times the size and, in stage 2, shifts of 5%: together, for every other patch."""
     released_trainer.begin_stage(stage)
     rotation, dummy_2d, loaded, mirror_axes = (
@@ -283,7 +284,7 @@ def test_released_loads_enough_for_what_it_turns_and_shifts(released_trainer: nn
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_released_sampling_and_network(released_trainer: nnUNetTrainerDINOMed3D, stage: int) -> None:
+def test_released_sampling_and_network(released_trainer: nnUNetTrainerDINOMed3D, stage: Stage) -> None:
     """No foreground oversampling, RoPE rescaled in both stages, LoRA on ICE, validation on every slice."""
     released_trainer.begin_stage(stage)
     loaders: tuple[Any, Any] = released_trainer.get_dataloaders()
@@ -305,18 +306,19 @@ def test_released_predicts_with_the_best_epoch(
 ) -> None:
     """`checkpoint_final.pth` is what nnU-Net validates and predicts with: it gets the best epoch's weights."""
     trainer = released_trainer
+    weight = trainer.module.get_parameter("decoder.seg_layers.weight")
     trainer.begin_stage(2)
     trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     trainer.current_epoch = 70
     trainer.save_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
     best = {name: value.clone() for name, value in trainer.module.state_dict().items()}
     with torch.no_grad():
-        trainer.module.decoder.seg_layers.weight.add_(1)
+        weight.add_(1)
     trainer.current_epoch = 100
     trainer.on_train_end()
     final = torch.load(join(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
     assert all(torch.equal(value, best[name]) for name, value in final["network_weights"].items())
-    assert torch.equal(trainer.module.decoder.seg_layers.weight, best["decoder.seg_layers.weight"]), "validated too"
+    assert torch.equal(weight, best["decoder.seg_layers.weight"]), "validated too"
     assert final["init_args"]["final"] == {"best_epoch": 70}
     assert final["current_epoch"] == 100
     assert final["inference_allowed_mirroring_axes"] is None, "no mirroring"

@@ -4,6 +4,7 @@ import json
 import zlib
 from functools import cache
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_stage2_gives_the_released_intermediates_and_logits(lora_on_ice, states,
     assert load_reference_checkpoint(model, {"model_state_dict": states[2]}) == 2
     assert model.stage == 2
     assert not any(tensor.any() for tensor in model.proxy_head.state_dict().values())
-    got = {}
+    got: dict[str, Any] = {}
     for name, module in {
         "encoder": model.encoder,
         "cnn_encoder": model.detail,

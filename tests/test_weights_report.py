@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def add_all_variants(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(VARIANTS, name, variant)
 
 
-def meta_network(variant: str, **options: object) -> DINOMed3D:
+def meta_network(variant: str, **options: Any) -> DINOMed3D:
     with torch.device("meta"):
         return build_dinomed3d(variant, 1, 2, (16, 512, 512), **options)
 
