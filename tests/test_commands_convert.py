@@ -1,4 +1,4 @@
-"""``dinomed3d convert``: what the authors trained predicts, starts our stage 2, is gone on from; or it is refused."""
+"""``dinomed3d convert``: a checkpoint of the authors predicts here, starts stage 2 or is trained on; or is refused."""
 
 import copy
 import json
@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ def test_stage1_starts_our_stage_2(
     assert torch.equal(ice, theirs["backbone.model.patch_embed.proj.weight"])
     log = Path(trainer.log_file).read_text()
     assert "Stage 1 is skipped. Stage 2 starts from stage1.pth" in log
-    assert "data set and fold not told" in log
+    assert "data set and fold unknown" in log
     assert read_stage1_checkpoint(out).dataset is None
 
 
@@ -151,8 +152,8 @@ def test_stage1_starts_our_stage_2(
     [
         ("no file", "is no file"),
         ("exists", "exists and is not written over"),
-        ("incomplete", r"1 tensors of the checkpoint do not fit.*decoder\.upernet\.laterals\.1\.0\.weight"),
-        ("width", "a ViT of width 100 and depth 4, and no variant is: there are nano, tiny, small"),
+        ("incomplete", r"1 tensor does not fit.*decoder\.upernet\.laterals\.1\.0\.weight"),
+        ("width", "a ViT of width 100 and depth 4, which no variant has. The variants are nano, tiny, small"),
         ("ours", "no checkpoint of the released DINO-Med3D code"),
         ("no DINOv3", r"without a DINOv3 file.*cannot be converted: predict with the released code, or train"),
         ("K", r"There is no trainer 'nnUNetTrainerDINOMed3D_T_K7_released'"),
@@ -237,7 +238,8 @@ def test_commands_to_paste_and_plans_that_are_none(
     assert main(["convert", str(released(1)), "-o", str(out)]) == 0
     assert f"export DINOMED3D_STAGE1={shlex.quote(str(out))}" in capsys.readouterr().out
     plans = tmp_path / "odd.json"
-    for content in ([], {"configurations": []}, {"configurations": {"3d_fullres": []}}):
+    contents: list[Any] = [[], {"configurations": []}, {"configurations": {"3d_fullres": []}}]
+    for content in contents:
         plans.write_text(json.dumps(content))
         assert convert_model(released(2), plans, preprocessed, tmp_path / "made" / "model") == 1
         assert "odd.json" in capsys.readouterr().err
@@ -259,7 +261,7 @@ def test_disk_that_is_full(
     assert main(["convert", str(source), "-o", str(tmp_path / "below" / "out.pth")]) == 1
     assert re.search(r"out.pth could not be written .*PytorchStreamWriter", capsys.readouterr().err)
     assert set(tmp_path.iterdir()) == there
-    monkeypatch.setattr("nnunetv2_dinomed3d.commands.convert.read_reference", lambda path: pytest.fail("read in vain"))
+    monkeypatch.setattr("nnunetv2_dinomed3d.weights.read_reference", lambda path: pytest.fail("read in vain"))
     for out in (source / "out.pth", Path("/proc/nothing/out.pth")):
         assert main(["convert", str(source), "-o", str(out)]) == 1
         assert "out.pth cannot be written: " in capsys.readouterr().err

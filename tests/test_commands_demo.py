@@ -80,7 +80,7 @@ def test_the_users_settings_are_not_the_demos(tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Callable[[str], list[str]]:
-    """The demo's command where nnU-Net's first command is the shell script that is given. It does not import PyTorch."""
+    """The demo's command, without PyTorch, where nnU-Net's first command is the shell script that is given."""
 
     def command(script: str) -> list[str]:
         folder = tmp_path / "bin"

@@ -15,6 +15,8 @@ from tests.command_line import NANO, assert_one_line, dinomed3d
 from tests.conftest import DATASET
 from tests.look_models import write_model
 
+pytestmark = pytest.mark.own
+
 
 def test_in_a_process_and_here(
     make_trainer: Callable[..., nnUNetTrainer], preprocessed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -20,6 +20,8 @@ from tests.conftest import DATASET
 from tests.look_models import CHECKPOINT, case_of, write_model
 from tests.test_weights_files import Malicious
 
+pytestmark = pytest.mark.own
+
 
 def write_volume(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,8 @@ from nnunetv2_dinomed3d.trainers.registry import trainer_class
 from tests.command_line import NANO
 from tests.look_models import CHECKPOINT, case_of, write_model
 
+pytestmark = pytest.mark.own
+
 
 @pytest.fixture
 def model_folder(make_trainer: Callable[..., nnUNetTrainer]) -> Callable[..., Path]:

@@ -13,6 +13,8 @@ from nnunetv2_dinomed3d.look.features import (
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
 from tests.look_models import stir_lora
 
+pytestmark = pytest.mark.own
+
 
 @pytest.fixture
 def network() -> DINOMed3D:

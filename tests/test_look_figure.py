@@ -3,9 +3,12 @@
 from io import BytesIO
 
 import numpy as np
+import pytest
 
 from nnunetv2_dinomed3d.look.figure import Column, draw, label_names
 from nnunetv2_dinomed3d.pictures import label_colour, overlay
+
+pytestmark = pytest.mark.own
 
 
 def test_names_are_not_markup() -> None:

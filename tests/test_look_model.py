@@ -17,6 +17,8 @@ from tests.conftest import DATASET
 from tests.look_models import CHECKPOINT, case_of, write_model
 from tests.test_weights_files import Malicious
 
+pytestmark = pytest.mark.own
+
 
 def test_nothing_that_is_read_is_run(
     make_trainer: Callable[..., nnUNetTrainer], preprocessed: Path, tmp_path: Path

@@ -31,7 +31,7 @@ def case_figure(model: LoadedModel, case: Case, wanted: list[int] | None) -> Fig
     columns = [Column("image", list(case.image[0].numpy()[slices]), "grey")]
     if case.reference is not None:
         columns.append(Column("reference", list(case.reference[slices]), "labels"))
-    if 1 in model.trainer.stages and network.train_encoder:
+    if 1 in model.trainer.stages and network.options.train_encoder:
         start, note = before_stage1(model)
         if start is not None:
             columns.append(_features("features\nbefore stage 1", start, windows, slices))
@@ -42,7 +42,7 @@ def case_figure(model: LoadedModel, case: Case, wanted: list[int] | None) -> Fig
     title = f"{case.name}: {model.title}"
     if network.stage == 2:
         columns.append(_features("features after\nstage 2 (LoRA)", network, windows, slices, lora=True))
-    if network.stage == 2 and network.detail_stream:
+    if network.stage == 2 and network.options.detail_stream:
         gate = [picture.numpy() for picture in fusion_gate(network, windows, slices)]
         low, high = float(np.min(gate)), float(np.max(gate))
         columns.append(Column(f"gate, mean of channels\n{low:.2f} (dark) to {high:.2f}", gate, "gate"))
