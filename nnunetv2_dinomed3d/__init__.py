@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_dinomed3d import moved
+
 if TYPE_CHECKING:
     from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, NetworkOptions, build_dinomed3d
 
 __version__ = "0.2.0"
+
+moved.install()
 
 __all__ = ["VARIANTS", "DINOMed3D", "NetworkOptions", "__version__", "build_dinomed3d"]
 
