@@ -8,7 +8,8 @@ from nnunetv2_dinomed3d.text import join_first
 SURFACE = (
     "Surface: the voxels of a structure with at least one face on something else. Distances are in mm between voxel "
     "centres, with the image's spacing. HD95: 95th percentile of the distances in both directions, pooled (as MedPy). "
-    "Surface Dice: share of both surfaces' voxels that lie within the tolerance of the other surface (as MONAI). Tolerance: "
+    "Surface Dice: share of both surfaces' voxels that lie within the tolerance of the other surface (as MONAI). "
+    "Tolerance: "
 )
 FIXED = (
     "Volume difference: prediction minus reference.",
