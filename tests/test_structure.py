@@ -6,7 +6,6 @@ not when it is imported.
 
 import ast
 import sys
-import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
