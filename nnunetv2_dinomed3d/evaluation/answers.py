@@ -45,7 +45,7 @@ def answer_note(table: Table, sentences: list[str]) -> str:
         f"{table.metric.title} here is {of}. Brackets hold a 95% interval: it shows how much the choice of cases "
         "matters, not how much another training would differ."
     )
-    if any(sentence.startswith("No clear difference") for sentence in sentences):
+    if any(sentence.startswith("No clear difference between ") for sentence in sentences[1:]):
         note += " No clear difference does not mean equal: every difference in the interval fits these cases."
     return note
 
