@@ -102,7 +102,10 @@ class ConcatConv3d(Conv3x3x3):
         Returns:
             ``(b, n, d, h, w)``, of the size of the map that is finest in plane, of equal ones the first.
         """
-        size = max((x.shape[2:] for x in maps), key=lambda shape: shape[1:].numel())
+        size = maps[0].shape[2:]
+        for x in maps:  # older compilers know no max() with a key
+            if x.shape[3:].numel() > size[1:].numel():
+                size = x.shape[2:]
         fine: list[tuple[Tensor, Tensor]] = []
         coarse: list[tuple[Tensor, Tensor]] = []
         for x, weight in zip(maps, self.weight.split([x.shape[1] for x in maps], dim=1), strict=True):
