@@ -180,6 +180,15 @@ def test_every_suffix_is_there(page: str) -> None:
     )
 
 
+def test_tests_that_cover_nnunets_features() -> None:
+    """docs/compatibility.md names a test by a part of its name."""
+    rows = [line.strip("|").split("|") for line in PAGES["docs/compatibility.md"].splitlines() if line.count("|") == 5]
+    words = [word for row in rows for word in re.findall(r"`(\w+)(?:\[[\w ]+\])?`", row[2])]
+    assert len(words) > 20
+    tests = "".join(re.findall(r"^def (test_\w+)", "".join(map(Path.read_text, (ROOT / "tests").glob("*.py"))), re.M))
+    assert not [word for word in words if word not in tests]
+
+
 def rows_of_the_paper() -> list[list[str]]:
     """The cells of docs/paper.md's table of where things are: part, section, equation, module, class, attribute."""
     lines = PAGES["docs/paper.md"].splitlines()
