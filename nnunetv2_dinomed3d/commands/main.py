@@ -21,7 +21,7 @@ from nnunetv2_dinomed3d.processes import Stopped
 from nnunetv2_dinomed3d.text import printable
 
 COMMANDS = ("trainer-path", "doctor", "demo", "weights", "convert", "plan", "compare", "crossval", "look")
-"""In the order of ``dinomed3d --help``. ``trainer-path`` is the module ``trainer_path`` beside this one."""
+"""The commands, in the order of ``dinomed3d --help``. A command's module has its name, with _ for -."""
 
 EXPECTED = (ValueError, OSError, RuntimeError, MemoryError, ImportError, subprocess.SubprocessError)
 """Errors that a user, a file or a machine can cause. SimpleITK, PyTorch and nnU-Net raise RuntimeError for them too."""

@@ -13,7 +13,7 @@ from nnunetv2_dinomed3d.settings import VARIABLES, WEIGHTS_VARIABLE
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
 
 WARNING_SECONDS = 300
-"""How long before the end of a job's time Slurm shall send its warning: time to finish a step and save."""
+"""Seconds from Slurm's warning to the end of a job's time: enough to finish a step and save."""
 
 RESTART = """\
 again=""  # a task that Slurm starts once more goes on
