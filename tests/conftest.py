@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
+os.environ["nnUNet_def_n_proc"] = "1"  # so does nnU-Net; each process of a pool imports PyTorch anew
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # nnU-Net's commands take all cores, and two tests run at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of tiny networks two threads are slower, and two tests run at a time
 
 import numpy as np
