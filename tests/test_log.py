@@ -13,7 +13,7 @@ import pytest
 import wandb
 from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+from wandb.proto.wandb_internal_pb2 import Record
 
 from nnunetv2_dinomed3d.trainers.dinomed3d.progress_plot import StagedLogger
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D

@@ -8,6 +8,8 @@ import pytest
 
 from nnunetv2_dinomed3d.moved import MOVED, PACKAGE
 
+pytestmark = pytest.mark.own
+
 
 @pytest.mark.parametrize("old", MOVED)
 def test_an_old_name_is_the_module_of_the_new_one(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
