@@ -1,8 +1,10 @@
 """A trained model to look at: nnU-Net's predictor and the network, read without running code in their files."""
 
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
+from io import StringIO
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -79,7 +81,8 @@ def load_model(checkpoint: Path) -> LoadedModel:
     )
     weights = _load_weights(network, content["network_weights"], checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
+    with redirect_stdout(StringIO()):  # on a CPU nnU-Net prints which of its options it switches off
+        predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
     network = network.to(device)
     predictor.manual_initialization(
         network,
@@ -95,7 +98,8 @@ def load_model(checkpoint: Path) -> LoadedModel:
 
 def _trainer_class(name: str, checkpoint: Path) -> type[nnUNetTrainerDINOMed3D]:
     try:
-        found = recursive_find_trainer_class_by_name(name) if name.isidentifier() else None
+        with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
+            found = recursive_find_trainer_class_by_name(name) if name.isidentifier() else None
     except RuntimeError as error:
         raise ValueError(
             f"{checkpoint} is of the trainer {name}, which is not found here. Name its folder in nnUNet_extTrainer."
