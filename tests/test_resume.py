@@ -13,10 +13,12 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import stop_workers
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.loader_workers import stop_workers
 from nnunetv2_dinomed3d.trainers.harness.randomness import random_states, restore_random_states, seed_all
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
+
+pytestmark = pytest.mark.own
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
