@@ -1,10 +1,11 @@
 """The smallest network, which is the same code as the large ones, for the tests of its parts."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D, NetworkOptions, build_dinomed3d
 
 
 def nano(
@@ -21,3 +22,10 @@ def with_trained_lora(network: DINOMed3D, std: float = 0.1) -> DINOMed3D:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=std)
     return network
+
+
+def network_of(**settings: Any) -> DINOMed3D:
+    """A network from keyword arguments of `DINOMed3D` and of `NetworkOptions` together."""
+    names = {option.name for option in fields(NetworkOptions)}
+    options = NetworkOptions(**{name: value for name, value in settings.items() if name in names})
+    return DINOMed3D(**{name: value for name, value in settings.items() if name not in names}, options=options)

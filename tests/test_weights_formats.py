@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DINOv3ViTBackbone, DINOv3ViTConfig, DINOv3ViTModel
 
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.network_architecture.encoder import SlabEncoder
 from nnunetv2_dinomed3d.weights import load_weights, read_pretrained
 from nnunetv2_dinomed3d.weights.formats import to_timm
+from tests.networks import network_of
 
 WIDTH, DEPTH = 96, 4
 SMALL = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": 3}
@@ -183,7 +183,7 @@ def test_folder_of_transformers(model_class, shard_size, tmp_path, monkeypatch):
 def our_network(**options):
     torch.manual_seed(0)
     settings = {"in_channels": 1, "num_classes": 2, "decoder_channels": 16, "detail_channels": 8, "lora_rank": 2}
-    return randomise(DINOMed3D(**{**settings, "vit_name": PLAIN, "vit_kwargs": SMALL, **options}))
+    return randomise(network_of(**{**settings, "vit_name": PLAIN, "vit_kwargs": SMALL, **options}))
 
 
 @pytest.mark.parametrize("vit_name", [PLAIN, PLUS])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture import build_dinomed3d
 from nnunetv2_dinomed3d.weights import (
     ReferenceCheckpoint,
     describe_reference,
@@ -18,6 +18,7 @@ from nnunetv2_dinomed3d.weights import (
     read_pretrained,
     read_reference,
 )
+from tests.networks import network_of
 
 FILES = {1: "stage1_best.pth", 2: "stage2_best.pth"}
 VIT = {1: "backbone.model.", 2: "encoder.backbone.model.base_model.model."}
@@ -87,7 +88,7 @@ def network(**options):
         "lora_alpha": 8,
         "depth_alignment": "released",
     }
-    return DINOMed3D(**{"in_channels": 1, "num_classes": CLASSES, **settings, **options}).eval()
+    return network_of(**{"in_channels": 1, "num_classes": CLASSES, **settings, **options}).eval()
 
 
 def assert_near(ours, theirs):

@@ -290,7 +290,7 @@ def test_weights_of_another_size(width, depth, use):
     """The commonest mistake, ViT-S weights for the ViT-B trainer: the message says both sizes and what to change."""
     use(tensors(width, depth))
     sizes = rf"ViT of width {width} and depth {depth}, the trainer needs width 8 and depth 2"
-    with pytest.raises(ValueError, match=rf"{sizes}; use the weights of {VIT}, or .*-tr"):
+    with pytest.raises(ValueError, match=rf"{sizes}: use the weights of {VIT}, or .*-tr"):
         read_pretrained(VIT, shapes())
 
 
