@@ -252,3 +252,11 @@ def test_a_2d_configuration_is_refused_before_anything_is_written(make_trainer: 
     with pytest.raises(ValueError, match=r"'2d' has the patch size.*volumes.*3d_fullres"):
         make_trainer(nnUNetTrainerDINOMed3D_nano, "2d")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_checkpoint_of_another_networks_trainer_is_refused(make_trainer: MakeTrainer) -> None:
+    """nnU-Net's own trainers write such into folders of the same form."""
+    trainer = make_trainer(nnUNetTrainerQuick)
+    stock = {"network_weights": {"encoder.weight": torch.zeros(1)}, "init_args": {}, "current_epoch": 1, "logging": {}}
+    with pytest.raises(ValueError, match="is no checkpoint of a DINO-Med3D training, but of another trainer's"):
+        trainer.load_checkpoint(stock)
