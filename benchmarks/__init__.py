@@ -1,1 +1,1 @@
-"""What the network costs, against the plain formulation of the same mathematics and stock nnU-Net's network."""
+"""Costs of the network, against the plain formulation of the same mathematics and stock nnU-Net's network."""

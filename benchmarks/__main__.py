@@ -9,10 +9,11 @@ import torch
 
 from benchmarks import tables
 from nnunetv2_dinomed3d.evaluation.document import Block, Grid, Heading, Paragraph, to_markdown
-from nnunetv2_dinomed3d.network_architecture.network import VARIANTS
+from nnunetv2_dinomed3d.network_architecture import VARIANTS
+from nnunetv2_dinomed3d.network_architecture.token_grid import SCALES
 
 TIMED = ("nano", "small")
-"""The variants that two CPU cores run in reasonable time; of the others only FLOPs and bytes are counted."""
+"""Variants that are timed; of the others only FLOPs and bytes are counted."""
 
 TARGET = "small"
 
@@ -21,7 +22,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["nano", "small", "base", "large"])
     parser.add_argument("--patch", nargs=3, type=int, default=(16, 128, 128), metavar=("D", "H", "W"))
-    parser.add_argument("--scale", type=int, choices=(1, 2, 4), default=1, help="in-plane scale S, the same for all")
+    parser.add_argument(
+        "--scale",
+        type=int,
+        choices=SCALES,
+        default=1,
+        help="in-plane scale S of all tables; of others targets are counted",
+    )
     parser.add_argument("--rounds", type=int, default=2, help="timings of which the median is taken")
     parser.add_argument("--quick", action="store_true", help="count only, no timing")
     return parser.parse_args()
@@ -48,7 +55,7 @@ def main() -> None:
             "gradient in float64, on half the extent in plane."
         ),
     )
-    timed_target, counted_target = None, None
+    timed_target = None
     _print(Heading("Variants and stages"))
     for variant in dict.fromkeys([*arguments.variants, TARGET]):
         rows = []
@@ -58,10 +65,8 @@ def main() -> None:
             timed = tables.times(setting, rounds) if rounds and variant in TIMED else None
             rows += tables.cost_rows(setting, counted, timed)
             if (variant, stage) == (TARGET, 2):
-                timed_target, counted_target = timed and timed[0], counted
+                timed_target = timed and timed[0]
         _print(Grid(tables.COST_COLUMNS, rows))
-    assert counted_target is not None
-
     target = tables.Setting(TARGET, 2, arguments.scale, patch)
     _print(Heading(f"Where the FLOPs are ({TARGET}, stage 2)"), tables.part_grid(target))
 
@@ -77,9 +82,12 @@ def main() -> None:
         title = f"A case of {tables.CASE_DEPTH} slices through nnU-Net's predictor ({TARGET})"
         _print(Heading(title), Grid(["network", "seconds", "of plain"], rows))
 
-    released = tables.released_step(target)
-    targets = tables.targets(released, counted_target, timed_target, case, depths)
-    _print(Heading(f"Targets ({TARGET}, stage 2)"), tables.target_grid(targets))
+    targets = {arguments.scale: tables.count_targets(target, timed_target, case, depths)}
+    for scale in SCALES:
+        if scale not in targets:
+            other = tables.Setting(TARGET, 2, scale, patch)
+            targets[scale] = tables.count_targets(other, None, None, tables.depths(TARGET, scale, 0))
+    _print(Heading(f"Targets ({TARGET}, stage 2)"), tables.target_grid(dict(sorted(targets.items()))))
 
 
 if __name__ == "__main__":

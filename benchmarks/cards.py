@@ -14,15 +14,16 @@ import torch
 from benchmarks.measure import flops, training_step
 from benchmarks.networks import CLASSES, Size, shapes_only, to_shapes
 from nnunetv2_dinomed3d.evaluation.document import Block, Grid, Heading, Paragraph, to_markdown
-from nnunetv2_dinomed3d.network_architecture.memory import training_step_memory
-from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.slab import in_plane_scale
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
+from nnunetv2_dinomed3d.network_architecture.token_grid import in_plane_scale
+from nnunetv2_dinomed3d.planning.step_memory import Step, training_step_memory
 
 GB = 10**9
 CARDS = (24, 40, 80)
 CLIP = (16, 512, 512)
 SLABS = 24
-"""Of a batch of stage 1 in the recipe."""
+"""Slabs in a batch of stage 1 in the recipe."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Case:
     """A network in a stage, on patches; in stage 1 on slabs of three of their slices."""
 
     variant: str = "base"
-    stage: int = 2
+    stage: Stage = 2
     patch: Size = (16, 256, 256)
     channels: int = 1
     checkpointed: bool = True
@@ -39,7 +40,7 @@ class Case:
         """The network, in its stage."""
         network = build_dinomed3d(self.variant, self.channels, CLASSES, self.patch)
         network.checkpoint_activations(self.checkpointed)
-        network.set_stage(self.stage, bare_slabs=self.stage == 1)
+        network.set_stage(self.stage, single_slab_input=self.stage == 1)
         return network.train()
 
     def shape(self, batch: int) -> tuple[int, ...]:
@@ -57,11 +58,11 @@ class Case:
 @cache
 def memory(case: Case, batch: int) -> int:
     """Bytes that a training step takes on CUDA."""
-    return training_step_memory(case.build, case.stage, case.shape(batch)).total
+    return training_step_memory(Step(f"stage {case.stage}", case.build, case.shape(batch))).total
 
 
 def largest_batch(case: Case, nbytes: int) -> int:
-    """How many patches fit; from two on, each takes as much as the one before."""
+    """Most patches that fit; from two on, each takes as much as the one before."""
     one, two, three = (memory(case, batch) for batch in (1, 2, 3))
     if nbytes < two:
         return int(nbytes >= one)
@@ -69,9 +70,10 @@ def largest_batch(case: Case, nbytes: int) -> int:
 
 
 def card_rows() -> Iterator[list[str]]:
-    """What a batch takes at the paper's clip; whether stage 1 fits each card, and the largest batch of stage 2."""
+    """Memory of a batch at the paper's clip; whether stage 1 fits each card, and the largest batch of stage 2."""
+    batches: dict[Stage, int] = {1: SLABS, 2: 2}
     for variant in ("small", "base", "large"):
-        for stage, batch in ((1, SLABS), (2, 2)):
+        for stage, batch in batches.items():
             for checkpointed in (True, False):
                 case = Case(variant, stage, CLIP, 1, checkpointed)
                 taken = memory(case, batch)

@@ -29,8 +29,8 @@ from torch import nn
 
 from benchmarks.measure import flops, saved_bytes, seconds, training_step
 from benchmarks.networks import build
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D, adapter, network
-from nnunetv2_dinomed3d.trainers import trainer
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D, adapter, variants
+from nnunetv2_dinomed3d.trainers.dinomed3d import slabs
 
 DATASET = "Dataset004_Hippocampus"
 PLANS = "nnUNetPlansSmall"
@@ -90,7 +90,7 @@ FORMS: dict[str, Resampling] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What a training does differently.
+    """Difference of a training from the product's.
 
     Attributes:
         form: of the adapter; None for the product's.
@@ -107,7 +107,7 @@ class Choice:
 
 def _as_nnunet(self: Any) -> tuple:
     """Stage 1's rotation by any angle and flips along all axes."""
-    with mock.patch.multiple(trainer, IN_PLANE_ROTATION=(-np.pi, np.pi), FLIPPED_AXES=(0, 1, 2)):
+    with mock.patch.multiple(slabs, IN_PLANE_ROTATION=(-np.pi, np.pi), FLIPPED_AXES=(0, 1, 2)):
         return super(type(self), self).configure_rotation_dummyDA_mirroring_and_inital_patch_size()
 
 
@@ -150,12 +150,12 @@ def prepare(raw: Path, out: Path) -> None:
 
 def _trainer(choice: Choice, name: str) -> Any:
     """A trainer of that choice; its name is that of the results folder."""
-    from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+    from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 
     if choice.form:
         adapter._resample = FORMS[choice.form]  # type: ignore[assignment]
     if choice.scale:
-        network.in_plane_scale = lambda patch_size: cast(int, choice.scale)
+        variants.in_plane_scale = lambda patch_size: cast(int, choice.scale)
     trainer_class = type(name, (nnUNetTrainerDINOMed3D_nano,), {"stages": choice.stages, **choice.trainer})
     folder = Path(os.environ["nnUNet_preprocessed"]) / DATASET
     plans = json.loads((folder / f"{PLANS}.json").read_text())
@@ -225,7 +225,7 @@ def train_stage1(scale: int, out: Path) -> None:
 
 
 def table(out: Path) -> str:
-    """Of each choice the Dice of its seeds, mean and standard deviation."""
+    """Mean and standard deviation of the Dice over the seeds of each choice."""
     results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     lines = ["| choice | seeds | Dice, last epoch | | best epoch | |", "|---|---|---|---|---|---|"]
     for name in dict.fromkeys(result["choice"] for result in results):
@@ -240,7 +240,7 @@ def table(out: Path) -> str:
 
 
 def costs() -> str:
-    """Of each form of the adapter what a step of ViT-S with 1 x 16 x 64 x 64 voxels takes."""
+    """Costs of a step of ViT-S with 1 x 16 x 64 x 64 voxels, for each form of the adapter."""
     lines = ["| S | form | parameters (M) | step GFLOP | saved MB | step s |", "|---|---|---|---|---|---|"]
     for scale in (2, 4):
         for form, resampling in FORMS.items():

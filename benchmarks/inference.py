@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from benchmarks.measure import Call
 from benchmarks.networks import CLASSES, Size
-from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 
 
 def case_prediction(network: DINOMed3D, patch: Size, case: torch.Tensor) -> Call:

@@ -1,4 +1,4 @@
-"""How FLOPs, bytes kept for the backward pass, seconds and differences are measured."""
+"""Measures: FLOPs, bytes kept for the backward pass, seconds and differences."""
 
 import gc
 import time
@@ -161,7 +161,7 @@ def _gradients(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def difference(network: nn.Module, reference: nn.Module, x: Tensor) -> Difference:
-    """How far a network is from another with the same weights, both in eval mode, where nothing is random."""
+    """Compare a network with another of the same weights, both in eval mode, where nothing is random."""
     network.eval()
     reference.eval()
     with torch.no_grad():

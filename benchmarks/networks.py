@@ -11,7 +11,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunetv2_dinomed3d.network_architecture.network import VARIANTS, DINOMed3D
+from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, NetworkOptions
 
 Size = tuple[int, int, int]
 Network = TypeVar("Network", bound=DINOMed3D)
@@ -29,8 +29,8 @@ def build(network_class: type[Network], variant: str, scale: int, **options: Any
         1,
         CLASSES,
         scale=scale,
-        **size.options(),
-        **options,
+        **size.network_kwargs,
+        options=NetworkOptions(**options),
     )
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -1,4 +1,4 @@
-"""The network's mathematics, written plainly: what any faster formulation is compared with.
+"""The network's mathematics, written plainly, for comparison with faster formulations.
 
 Slabs are stacked as images, what is fused is concatenated first, LoRA stays beside its weight, nothing is recomputed
 in the backward pass. Parameters and state dict are `DINOMed3D`'s. Of its modules only timm's ViT is called; of all
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
-from nnunetv2_dinomed3d.network_architecture.slab import PATCH, padded_side
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.token_grid import TOKEN_SIZE, padded_side
 
 POOL_SCALES = (1, 2, 3, 6)
 LEVEL_STRIDES = (4, 8, 16, 32)
@@ -49,12 +49,12 @@ class PlainDINOMed3D(DINOMed3D):
     """
 
     def to(self, *args: Any, **kwargs: Any) -> "PlainDINOMed3D":
-        """As for any module: in the usual layout, in which this one is faster."""
+        """Move as any module, in the usual layout, in which this network is faster."""
         nn.Module.to(self, *args, **kwargs)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `DINOMed3D.forward`."""
+        """Logits as of `DINOMed3D.forward`."""
         height, width = x.shape[-2:]
         padded = padded_side(height, self.scale), padded_side(width, self.scale)
         volume = F.pad(x, (0, padded[1] - width, 0, padded[0] - height))
@@ -66,7 +66,7 @@ class PlainDINOMed3D(DINOMed3D):
         """Every slab as an image of C * K channels, through the ViT: four maps ``(b, E, d, h, w)``."""
         weight, bias = self.encoder.ice.conv.weight, self.encoder.ice.conv.bias
         slab_depth = weight.shape[2]
-        if not self.bare_slabs:
+        if not self.single_slab_input:
             before = slab_depth // 2
             x = F.pad(x, (0, 0, 0, 0, before, slab_depth - 1 - before))
         slabs = torch.stack([x[:, :, d : d + slab_depth] for d in range(x.shape[2] - slab_depth + 1)], dim=1)
@@ -75,7 +75,7 @@ class PlainDINOMed3D(DINOMed3D):
             images = F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
         height, width = images.shape[-2:]
         images = F.pad(images, (0, padded[1] * self.scale - width, 0, padded[0] * self.scale - height))
-        embedded = F.conv2d(images, rearrange(weight, "e c k h w -> e (c k) h w"), bias, stride=PATCH)
+        embedded = F.conv2d(images, rearrange(weight, "e c k h w -> e (c k) h w"), bias, stride=TOKEN_SIZE)
         features = self.encoder.vit.forward_intermediates(
             embedded, indices=self.encoder.feature_blocks, intermediates_only=True
         )
@@ -100,7 +100,7 @@ class PlainDINOMed3D(DINOMed3D):
         layers: Any = self.adapter.levels[level]
         convolution, _, activation, resample = layers
         x = F.prelu(_instance_norm(_conv(convolution, feature)), activation.weight)
-        stride, token_stride = LEVEL_STRIDES[level], PATCH // self.scale
+        stride, token_stride = LEVEL_STRIDES[level], TOKEN_SIZE // self.scale
         if stride > token_stride:
             if stride == 2 * token_stride:
                 return _conv(resample, x, 2)

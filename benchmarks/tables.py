@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -21,7 +22,8 @@ from benchmarks.measure import (
 from benchmarks.networks import Size, build, checkpointed, shapes_only, stock, to_shapes
 from benchmarks.plain import PlainDINOMed3D
 from nnunetv2_dinomed3d.evaluation.document import Grid
-from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 
 SLABS = 8
 """Slabs in a batch of stage 1 here (the recipe has 24): what is counted grows in proportion."""
@@ -32,17 +34,17 @@ DEPTHS_SIDE = 64
 """In-plane side of the patches whose depth is varied."""
 
 SMALLEST_PART = 0.003
-"""Of the FLOPs of the whole network, for a module to be listed."""
+"""Least share of the FLOPs of the whole network for a module to be listed."""
 
 NAMES = ("plain", "ours", "ours, checkpointed", "stock nnU-Net")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: a variant in a stage at an in-plane scale, on a patch (in stage 1 on slabs of its slices)."""
+    """A variant in a stage at an in-plane scale, on a patch (in stage 1 on slabs of its slices)."""
 
     variant: str
-    stage: int
+    stage: Stage
     scale: int
     patch: Size
 
@@ -55,13 +57,13 @@ class Setting:
         """Ours or the plain one, in the stage; ``released`` with the released code's depth alignment."""
         network_class = PlainDINOMed3D if plain else DINOMed3D
         network = build(network_class, self.variant, self.scale, depth_alignment="released" if released else "exact")
-        network.set_stage(self.stage, bare_slabs=self.stage == 1)
+        network.set_stage(self.stage, single_slab_input=self.stage == 1)
         return network
 
 
 @dataclass(frozen=True)
 class Count:
-    """Of one network: FLOPs of a forward pass in inference and of a training step, bytes kept for the backward pass."""
+    """FLOPs of a forward pass in inference and of a training step, and bytes kept for the backward pass."""
 
     inference: int
     step: int
@@ -70,7 +72,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one network: a forward pass in inference and a training step."""
+    """Seconds of a forward pass in inference and of a training step."""
 
     inference: float
     step: float
@@ -85,6 +87,7 @@ def count(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Count:
         return Count(flops(inference(network, x)), flops(training_step(network, x)), saved_bytes(lambda: network(x)))
 
 
+@cache
 def counts(setting: Setting) -> dict[str, Count]:
     """For the plain network, ours, ours with checkpointing and, in stage 2, stock nnU-Net's."""
     makers: list[Callable[[], nn.Module]] = [
@@ -101,7 +104,7 @@ def times(setting: Setting, rounds: int) -> tuple[dict[str, Seconds], Difference
     """The same networks timed in turns in this process; and how far ours is from the plain one."""
     ours, plain, x = setting.network().to("cpu"), setting.network(plain=True), torch.randn(setting.shape)
     plain.load_state_dict(ours.state_dict())
-    plain.set_stage(setting.stage, bare_slabs=setting.stage == 1)
+    plain.set_stage(setting.stage, single_slab_input=setting.stage == 1)
     half = x[..., : x.shape[-2] // 2, : x.shape[-1] // 2]  # float64 takes long
     off = difference(ours, plain, half)
 
@@ -152,9 +155,9 @@ def cost_rows(
 
 
 def part_grid(setting: Setting) -> Grid:
-    """Where the FLOPs of our forward pass in training are; torch cannot tell for the backward pass.
+    """Parts of our forward pass in training with their FLOPs; torch cannot tell for the backward pass.
 
-    What is trained costs about three times this in a step, what is frozen but passed through about twice.
+    Trained parts cost about three times this in a step, frozen ones that gradients pass through about twice.
     """
     with torch.device("meta"):
         network: nn.Module = setting.network()
@@ -219,7 +222,7 @@ def case_seconds(setting: Setting, rounds: int) -> tuple[float, float, float]:
         of_plain, of_ours = (case_prediction(network, setting.patch, volume) for network in (plain, ours))
 
         def validation() -> None:
-            with ours.merged_lora(), ours.slices_encoded_once():
+            with ours.merged_lora(), ours.cached_slab_features():
                 of_ours()
 
         return [of_plain, of_ours, validation]
@@ -256,7 +259,7 @@ def targets(
     case: tuple[float, float, float] | None,
     against_depth: list[Depth],
 ) -> list[Target]:
-    """What stage 2 shall cost, from all that was counted and timed; ``released`` is `released_step`."""
+    """Targets of stage 2, from all that was counted and timed; ``released`` is `released_step`."""
     plain, ours, checked = counted["plain"], counted["ours"], counted["ours, checkpointed"]
     shallow, deep = against_depth[0], against_depth[-1]
     per_slice = of_plain = of_stock = None
@@ -266,7 +269,7 @@ def targets(
         per_slice = deep.seconds / deep.slices / (shallow.seconds / shallow.slices)
     saved_per_slice = deep.count.saved / deep.slices / (shallow.count.saved / shallow.slices)
     return [
-        Target(f"FLOPs of a step, of the released code's ({released / 1e12:.3f} TFLOP)", 0.6, ours.step / released),
+        Target("FLOPs of a step, of the released code's", 0.6, ours.step / released),
         Target("time of a step, of the plain formulation's", 0.65, of_plain),
         Target("time of a step, of stock nnU-Net's", 2.5, of_stock),
         Target("saved bytes with checkpointing, of the plain formulation's", 0.35, checked.saved / plain.saved),
@@ -280,7 +283,23 @@ def targets(
     ]
 
 
-def target_grid(rows: list[Target]) -> Grid:
-    """Targets, what is measured and whether it is met."""
-    cells = [[t.what, f"{t.limit:.2f}", "" if t.measured is None else f"{t.measured:.3f}", t.met] for t in rows]
-    return Grid(["ratio", "at most", "measured", "met"], cells)
+def count_targets(
+    setting: Setting,
+    timed: dict[str, Seconds] | None,
+    case: tuple[float, float, float] | None,
+    against_depth: list[Depth],
+) -> list[Target]:
+    """The targets of a setting, with what is counted of it."""
+    return targets(released_step(setting), counts(setting), timed, case, against_depth)
+
+
+def target_grid(by_scale: dict[int, list[Target]]) -> Grid:
+    """Targets, and for each in-plane scale S the measured ratio and whether it is met."""
+    rows = []
+    for of_scales in zip(*by_scale.values(), strict=True):
+        measured = ["" if t.measured is None else f"{t.measured:.3f}" for t in of_scales]
+        missed = [f"S = {scale}" for scale, t in zip(by_scale, of_scales, strict=True) if t.met == "no"]
+        unknown = all(t.measured is None for t in of_scales)
+        met = "not measured" if unknown else f"not at {', '.join(missed)}" if missed else "yes"
+        rows.append([of_scales[0].what, f"{of_scales[0].limit:.2f}", *measured, met])
+    return Grid(["ratio", "at most", *(f"S = {scale}" for scale in by_scale), "met"], rows)

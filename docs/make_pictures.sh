@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The pictures of README.md and look.md, from what the demo trained: a report on its stage 1 against both of its stages,
-# on 12 new cases of the demo's kind, and what its network sees of one of them.
+# All pictures of README.md and the documentation, from what the demo trained: the demo's own picture, a report on its
+# stage 1 against both stages on 12 new cases of the demo's kind, and the features of one of these cases.
 #   dinomed3d demo && docs/make_pictures.sh dinomed3d_demo
 set -euo pipefail
 demo=$(realpath "${1:?the folder that dinomed3d demo wrote}")
@@ -24,6 +24,7 @@ predict=(nnUNetv2_predict -d 900 -c 3d_fullres -f 0 -tr nnUNetTrainerDINOMed3D_n
 dinomed3d compare 900 --pred "stage 1"=stage1 "both stages"=stage2 --gt "$dataset/labelsTs" -o report
 dinomed3d look "$dataset/imagesTs/test_00_0000.nii.gz" -d 900 -tr nnUNetTrainerDINOMed3D_nano -o look --slices 4 6
 
+cp "$demo/demo.png" "$docs/demo.png"
 cp report/figures/dice.png "$docs/report.png"
 cp report/figures/worst_1.png "$docs/report_case.png"
 cp look/*.png "$docs/look.png"

@@ -2,6 +2,6 @@
 
 import sys
 
-from nnunetv2_dinomed3d.cli import main
+from nnunetv2_dinomed3d.commands.main import main
 
 sys.exit(main())

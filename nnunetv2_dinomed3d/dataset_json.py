@@ -1,4 +1,4 @@
-"""nnU-Net's ``dataset.json``: read and checked, without nnU-Net and without PyTorch."""
+"""Reading and checking nnU-Net's ``dataset.json``, without nnU-Net and without PyTorch."""
 
 import json
 import stat
@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_VALUE = 32_767
-"""Of a label: nnU-Net keeps segmentations in 16 bits with a sign."""
+"""Largest value of a label: nnU-Net keeps segmentations in 16 bits with a sign."""
 LARGEST_FILE = 256 * 2**20
-"""Bytes of a JSON file that is read."""
+"""Most bytes of a JSON file that is read."""
 EXAMPLE = '"labels": {"background": 0, "tumor": 1}'
 
 
 @dataclass(frozen=True)
 class DatasetJson:
-    """What a data set's files hold.
+    """The content of a ``dataset.json`` that matters here.
 
     Attributes:
-        labels: of each label or region, its values; without background and ignore label, in the file's order.
+        labels: the values of each label or region, in the file's order, without background and ignore label.
         regions: whether some label is a list of values (nnU-Net's regions).
-        values: every value that a label map may hold, 0 with them, without that of the ignore label.
+        values: every value that a label map may hold, with 0 and without that of the ignore label.
         ignore: value of the ignore label.
-        channels: names of the channels, by their number; empty if the file does not say them.
-        ending: of the files, such as ``.nii.gz``.
+        channels: names of the channels in the order of their numbers; empty if the file has none.
+        ending: file ending, such as ``.nii.gz``.
     """
 
     labels: dict[str, tuple[int, ...]]
@@ -36,17 +36,18 @@ class DatasetJson:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
-        ValueError: it is not there, no file, too large, or no JSON (twice the same name in an object is none either).
+        ValueError: the file does not exist, is no file, is too large or holds no JSON. Two equal names in one object
+            are refused too.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is no file")
         if status.st_size > LARGEST_FILE:
-            raise ValueError(f"{path} has {status.st_size} bytes: that is no JSON file of nnU-Net's")
+            raise ValueError(f"{path} has {status.st_size} bytes, which is too large for a JSON file of nnU-Net")
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
@@ -61,16 +62,16 @@ def read_json(path: Path) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one of two equal names would be lost without a word."""
+    """A JSON object. Of two equal names, Python would silently keep one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the name {_shown(twice)} stands twice in one object")
+        raise ValueError(f"the name {_shown(twice)} occurs twice in one object")
     return found
 
 
 def read_dataset_json(path: Path) -> DatasetJson:
-    """What a ``dataset.json`` says.
+    """Read and check a ``dataset.json``.
 
     Raises:
         ValueError: it cannot be read or is malformed; the message names file, value and fix.
@@ -79,13 +80,13 @@ def read_dataset_json(path: Path) -> DatasetJson:
 
 
 def parse_dataset_json(content: Any, source: Path | str) -> DatasetJson:
-    """What the content of a ``dataset.json`` says.
+    """Check the content of a ``dataset.json``.
 
     Args:
-        source: where it comes from, for messages.
+        source: origin of the content, for messages.
 
     Raises:
-        ValueError: it is malformed.
+        ValueError: the content is malformed.
     """
     if not isinstance(content, dict):
         raise ValueError(f"{source} holds no JSON object {{...}}: nnU-Net's dataset.json is one, with {EXAMPLE}")
@@ -97,13 +98,13 @@ def parse_dataset_json(content: Any, source: Path | str) -> DatasetJson:
 
 
 def _shown(value: Any) -> str:
-    """A value as JSON writes it, cut short."""
+    """A value as JSON writes it, shortened to 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _refuse_v1(labels: dict[str, Any], source: Path | str) -> None:
-    """nnU-Net v1 wrote ``{"0": "background", "1": "tumor"}``."""
+    """Refuse the labels of nnU-Net v1, such as ``{"0": "background", "1": "tumor"}``."""
     if labels and all(name.strip().isdigit() for name in labels) and all(isinstance(v, str) for v in labels.values()):
         raise ValueError(
             f"{source} has labels {_shown(labels)}, as nnU-Net v1 wrote them: in v2 names and values are the other way "
@@ -112,7 +113,7 @@ def _refuse_v1(labels: dict[str, Any], source: Path | str) -> None:
 
 
 def _labels(labels: Any, source: Path | str) -> tuple[dict[str, tuple[int, ...]], int | None]:
-    """The values of every label with background, and that of the ignore label."""
+    """The values of every label, background included, and the value of the ignore label."""
     if not isinstance(labels, dict):
         what = "there are no labels" if labels is None else f"labels are {_shown(labels)}, not names with values"
         raise ValueError(f"{source}: {what}; nnU-Net's dataset.json needs them, such as {EXAMPLE}")
@@ -154,7 +155,7 @@ def _labels(labels: Any, source: Path | str) -> tuple[dict[str, tuple[int, ...]]
 
 
 def _check_value(name: str, value: Any, whole: Any, source: Path | str) -> None:
-    """A label's value is an integer that a segmentation can hold."""
+    """Refuse a label's value that is no integer or that a segmentation cannot hold."""
     where = f"{source}: label {_shown(name)} is {_shown(whole)}"
     if isinstance(value, bool) or not isinstance(value, int):
         fix = "an integer without quotes and point"
@@ -166,7 +167,7 @@ def _check_value(name: str, value: Any, whole: Any, source: Path | str) -> None:
 
 
 def _channels(content: dict[str, Any], source: Path | str) -> tuple[str, ...]:
-    """Names of the channels; nnU-Net looks for them under "modality" too."""
+    """The names of the channels, which nnU-Net also looks for under "modality"."""
     key = next((key for key in ("channel_names", "modality") if key in content), None)
     if key is None:
         return ()

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole, or not at all."""
+"""Writing files and folders so that they exist whole or not at all."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """A path to write a file or folder to, which becomes `target` once that is done; if it fails, nothing stays.
+    """A path to write a file or folder to. It becomes `target` at the end; if the body fails, nothing stays.
 
-    That something can be written there is tried at once, before what takes long.
+    The place is tested at once, before the body does anything that takes long.
 
     Raises:
         ValueError: nothing can be written there.

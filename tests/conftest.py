@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
+os.environ["nnUNet_def_n_proc"] = "1"  # so does nnU-Net; each process of a pool imports PyTorch anew
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # nnU-Net's commands take all cores, and two tests run at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of tiny networks two threads are slower, and two tests run at a time
 
 import numpy as np
@@ -19,9 +21,10 @@ import SimpleITK as sitk
 import torch
 from torch import distributed as dist
 
-from nnunetv2_dinomed3d.entry import trainer_folder
+from nnunetv2_dinomed3d.commands.trainer_path import trainer_folder
 from nnunetv2_dinomed3d.processes import STOP_SIGNALS
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.progress_plot import GuardedPlotLogger
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +137,8 @@ def leave_process_group() -> None:
 
 def preprocess(run: Callable[..., str], dataset: str, *configurations: str) -> None:
     """nnU-Net's command, with one process for each pool; its planner fails with 0 workers of the loader."""
-    run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, "-np", "1", nnUNet_n_proc_DA="1")
+    one_each = ("-np", "1", "-npfp", "1")  # nnU-Net's default starts 8 processes that import PyTorch
+    run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, *one_each, nnUNet_n_proc_DA="1")
 
 
 @pytest.fixture(scope="session")
@@ -153,6 +157,13 @@ def preprocessed(nnunet_environment: dict[str, str], run: Callable[..., str]) ->
     (raw / "dataset.json").write_text(json.dumps(description))
     preprocess(run, "901", "3d_fullres", "2d")
     return Path(nnunet_environment["nnUNet_preprocessed"]) / DATASET
+
+
+@pytest.fixture(autouse=True)
+def no_progress_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No picture after each epoch of a training in this process: it takes longer than the epoch."""
+    if not request.module.__name__.endswith("test_progress") and "long" not in request.keywords:
+        monkeypatch.setattr(GuardedPlotLogger, "plot_progress_png", lambda self, folder: None)
 
 
 @pytest.fixture

@@ -26,8 +26,17 @@ def session(leader: int) -> list[int]:
     return [pid for pid in pids if _state_and_session(pid)[1] == leader and running(pid)]
 
 
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Fail if something has not happened after that time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
 def await_end(pids: Iterable[int], seconds: float = 60) -> None:
     """Fail if one of them still runs after that time."""
+    pids = list(pids)
     _await(lambda: [pid for pid in pids if running(pid)], seconds)
 
 

@@ -1,6 +1,7 @@
-"""What the network costs: measured rightly, no more than it was, and for the same numbers as plainly written."""
+"""Costs of the network: measured rightly, no more than they were, and for the same numbers as plainly written."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from benchmarks.measure import difference, flops, inference, saved_bytes, second
 from benchmarks.networks import build, stock
 from benchmarks.networks import checkpointed as checkpoint_network
 from benchmarks.plain import PlainDINOMed3D
-from benchmarks.tables import NAMES, Count, Depth, Seconds, Setting, case_seconds, count, targets
-from nnunetv2_dinomed3d.network_architecture.network import DINOMed3D
+from benchmarks.tables import NAMES, Count, Depth, Seconds, Setting, case_seconds, count, target_grid, targets
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 
 PATCH = (4, 64, 64)
 SCALE = 1
@@ -78,7 +80,7 @@ def hooked_bytes(network: nn.Module, x: Tensor) -> int:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_bytes_alive_are_those_that_autograd_saves(stage: int) -> None:
+def test_bytes_alive_are_those_that_autograd_saves(stage: Stage) -> None:
     """The measure sees what is kept by any means; of the plain network nothing else is kept."""
     network = Setting("nano", stage, SCALE, PATCH).network(plain=True)
     x = torch.randn(1, 1, 3, 32, 32)
@@ -87,7 +89,7 @@ def test_bytes_alive_are_those_that_autograd_saves(stage: int) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_flops_and_saved_bytes_do_not_rise(stage: int, checkpointed: bool) -> None:
+def test_flops_and_saved_bytes_do_not_rise(stage: Stage, checkpointed: bool) -> None:
     setting = Setting("nano", stage, SCALE, PATCH)
     network, x = checkpoint_network(setting.network(), checkpointed), torch.randn(setting.shape)
     got = (flops(inference(network, x)), flops(training_step(network, x)), saved_bytes(lambda: network(x)))
@@ -104,7 +106,7 @@ def test_shapes_alone_count_as_a_real_run(checkpointed: bool) -> None:
 
 @pytest.mark.parametrize("alignment", ["exact", "released"])
 @pytest.mark.parametrize(
-    ("scale", "stage", "bare_slabs", "shape"),
+    ("scale", "stage", "single_slab_input", "shape"),
     [
         (1, 1, True, (2, 1, 3, 32, 32)),
         (4, 1, False, (1, 1, 4, 32, 24)),
@@ -114,14 +116,14 @@ def test_shapes_alone_count_as_a_real_run(checkpointed: bool) -> None:
     ],
 )
 def test_the_plain_formulation_has_the_same_outputs_and_gradients(
-    alignment: str, scale: int, stage: int, bare_slabs: bool, shape: tuple[int, ...]
+    alignment: str, scale: int, stage: Stage, single_slab_input: bool, shape: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
     ours = build(DINOMed3D, "nano", scale, depth_alignment=alignment)
     plain = build(PlainDINOMed3D, "nano", scale, depth_alignment=alignment)
-    ours.set_stage(stage, bare_slabs)
+    ours.set_stage(stage, single_slab_input)
     plain.load_state_dict(ours.state_dict())
-    plain.set_stage(stage, bare_slabs)
+    plain.set_stage(stage, single_slab_input)
     measured = difference(ours, plain, torch.randn(shape))
     assert measured.outputs < 1e-4
     assert measured.gradients < 1e-4
@@ -162,6 +164,10 @@ def test_targets_are_judged_by_what_was_measured() -> None:
     ]
     untimed = targets(180, counted, None, None, [Depth(d.slices, d.count, None) for d in deep])
     assert [row.met == "not measured" for row in untimed] == ["time" in row.what for row in rows]
+    grid = target_grid({1: rows, 2: untimed}).rows
+    assert grid[1] == [rows[1].what, "0.65", "0.500", "", "yes"]
+    assert grid[-1][2:] == ["1.016", "1.016", "not at S = 1, S = 2"]
+    assert target_grid({2: untimed}).rows[1][2:] == ["", "not measured"]
 
 
 def test_a_case_goes_through_nnunets_predictor() -> None:
@@ -177,7 +183,7 @@ def test_stock_network_is_the_planners() -> None:
         stock((16, 100, 128))
 
 
-def _first_convolutions(network: nn.Module) -> list[list[nn.Conv3d]]:
+def _first_convolutions(network: Any) -> list[list[nn.Conv3d]]:
     return [[m for m in stage.modules() if isinstance(m, nn.Conv3d)] for stage in network.encoder.stages]
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunetv2_dinomed3d import requirements
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d import versions as requirements
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
+
+pytestmark = pytest.mark.own
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
@@ -131,7 +133,7 @@ def test_a_misspelt_setting(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
 class MirrorsInDepth(nnUNetTrainerQuick):
     slab_depth = 4
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:  # type: ignore[override]
         *others, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         return (*others, (0, 1, 2))
 

@@ -15,14 +15,10 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_dinomed3d.trainers.checks import (
-    Expected,
-    check_cases,
-    check_dataset_json,
-    check_folder,
-    check_split,
-    largest_raw_value,
-)
+from nnunetv2_dinomed3d.trainers.harness.case_checks import Expected, check_cases, largest_raw_value
+from nnunetv2_dinomed3d.trainers.harness.input_checks import check_dataset_json, check_folder, check_split
+
+pytestmark = pytest.mark.own
 
 SHAPE = (2, 6, 12, 10)
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
@@ -40,9 +36,10 @@ def sound() -> tuple[np.ndarray, np.ndarray, dict]:
 class Folder:
     """Three preprocessed cases in nnU-Net's format of today, or its former one."""
 
-    def __init__(self, path: Path, kind: type = nnUNetDatasetBlosc2) -> None:
+    def __init__(self, path: Path, kind: Any = nnUNetDatasetBlosc2) -> None:
         self.path, self.kind = path, kind
-        self.labels, self.regions_class_order = dict(LABELS), None
+        self.labels: dict[str, Any] = dict(LABELS)
+        self.regions_class_order: list[int] | None = None
         for case in "abc":
             self.write(case)
 
@@ -59,8 +56,8 @@ class Folder:
     def check(self, raw: float | None = None, previous: Path | None = None) -> list[str]:
         manager = LabelManager(self.labels, self.regions_class_order)
         expected = Expected.of({"channel_names": {"0": "T1", "1": "T2"}}, manager)
-        folders = [self.kind(str(self.path), cases, previous and str(previous)) for cases in (["a", "b"], ["c"])]
-        return check_cases(*folders, expected, lambda case: raw)
+        train, val = (self.kind(str(self.path), cases, previous and str(previous)) for cases in (["a", "b"], ["c"]))
+        return check_cases(train, val, expected, lambda case: raw)
 
     def fault(self, **arguments: Any) -> str:
         with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is looked at by the caller
@@ -161,7 +158,7 @@ def test_damaged_files_are_named(folder: Folder, damage: str) -> None:
 def test_a_damaged_shape_is_not_believed(tmp_path: Path) -> None:
     """A flipped bit can make an image of a terabyte."""
     folder = Folder(tmp_path)
-    case = SimpleNamespace(shape=(2, 10**9, 12, 10)), SimpleNamespace(shape=(1, *SHAPE[1:])), None, {}
+    case: Any = SimpleNamespace(shape=(2, 10**9, 12, 10)), SimpleNamespace(shape=(1, *SHAPE[1:])), None, {}
     folder.kind = type("Huge", (nnUNetDatasetBlosc2,), {"load_case": lambda self, case_: case})
     assert "image has the shape 1000000000 x 12 x 10, the segmentation 1 x 6 x 12 x 10" in folder.fault()
 

@@ -8,6 +8,8 @@ import pytest
 
 from nnunetv2_dinomed3d.dataset_json import DatasetJson, parse_dataset_json, read_dataset_json
 
+pytestmark = pytest.mark.own
+
 
 def test_labels_regions_and_ignore_label_are_read() -> None:
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
@@ -91,7 +93,7 @@ def test_malformed_endings_and_channels_are_named(changes: dict[str, object], re
         ("\ufeff{}".encode(), "is no valid JSON"),
         (b"[" * 100_000, "is no valid JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is no valid JSON"),
-        (b'{"labels": {"background": 0, "a": 1, "a": 2}, "file_ending": ".nii.gz"}', 'name "a" stands twice'),
+        (b'{"labels": {"background": 0, "a": 1, "a": 2}, "file_ending": ".nii.gz"}', 'name "a" occurs twice'),
         (b"[1]", "holds no JSON object"),
         (b"null", "holds no JSON object"),
         (b'{"file_ending": ".nii.gz"}', "there are no labels"),

@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.processes import PREEMPTED
 from tests.conftest import leave_process_group
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
@@ -27,7 +30,7 @@ SLABS = 5  # which two ranks do not divide: they get 3 each
 RANKS = 2
 
 
-def assert_equal_on_all_ranks(tensors: dict[str, torch.Tensor], when: str) -> None:
+def assert_equal_on_all_ranks(tensors: Mapping[str, torch.Tensor], when: str) -> None:
     for name, tensor in tensors.items():
         own = tensor.detach().contiguous()  # as a collective needs it
         both = [torch.empty_like(own) for _ in range(RANKS)]
@@ -44,11 +47,11 @@ class OnTwoRanks(nnUNetTrainerQuick):
         self.device, self.grad_scaler = torch.device("cpu"), None  # nnU-Net's is CUDA under DDP
         self.batch_sizes: list[int] = []
 
-    def _begin_stage(self, stage: int) -> None:
+    def begin_stage(self, stage: Stage) -> None:
         if stage == 2 and self.stage == 1:
             state = {name: t for name, t in self.module.state_dict().items() if name.startswith("encoder.")}
             assert_equal_on_all_ranks(state, "what stage 2 starts from")
-        super()._begin_stage(stage)
+        super().begin_stage(stage)
 
     def train_step(self, batch: dict) -> dict:
         output = super().train_step(batch)
@@ -96,7 +99,7 @@ def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
     trainer.run_training()
     assert trainer.stage == 2
     assert trainer.is_ddp
-    sizes = [None] * RANKS
+    sizes: list[Any] = [None] * RANKS
     dist.all_gather_object(sizes, trainer.batch_sizes)
     per_step = [sum(step) for step in zip(*sizes, strict=True)]
     assert per_step == [SLABS + 1] * 4 + [trainer.configuration_manager.batch_size] * 4
@@ -142,4 +145,4 @@ def test_both_stages_on_two_ranks(preprocessed: Path, tmp_path: Path) -> None:
     assert len(list(folder.glob("training_log_*.txt"))) == 1
     (stopped,) = (tmp_path / "results").glob("*/StoppedOnTwoRanks__*/fold_0")
     assert torch.load(stopped / "checkpoint_latest.pth", weights_only=False)["current_epoch"] == 1
-    assert "A signal to another process: epoch 1 is broken off" in next(stopped.glob("training_log_*")).read_text()
+    assert "A signal to another process: epoch 1 was interrupted" in next(stopped.glob("training_log_*")).read_text()

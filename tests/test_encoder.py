@@ -1,19 +1,21 @@
-"""The slab encoder in training: RoPE's rescaling of each block, and LoRA on the patch embedding."""
+"""The slab encoder: what its ViT sees in training and prediction, and where its weights come from."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
 
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture import DINOMed3D
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
+from tests.networks import nano
 
+ENCODER = "nnunetv2_dinomed3d.network_architecture.encoder"
 BLOCKS = 4
 
 
-def nano(**options) -> DINOMed3D:
-    torch.manual_seed(0)
-    return build_dinomed3d("nano", 1, 2, (3, 32, 32), **options).train()
+def training_nano(**options: Any) -> DINOMed3D:
+    return nano((3, 32, 32), **options).train()
 
 
 def tables(network: DINOMed3D, x: torch.Tensor) -> list[torch.Tensor]:
@@ -32,9 +34,34 @@ def tables(network: DINOMed3D, x: torch.Tensor) -> list[torch.Tensor]:
 # ---- RoPE ----
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_rope_is_rescaled_in_stage_1s_training_only(stage: Stage, training: bool) -> None:
+    network = nano(rope_rescale=2.0)
+    for layer in network.encoder.lora_layers():
+        layer.lora_dropout["default"] = torch.nn.Identity()
+    network.set_stage(stage)
+    network.train(training)
+    volume = torch.randn(1, 1, 3, 64, 64)
+    first, second = network.encoder(volume)[-1], network.encoder(volume)[-1]
+    assert torch.equal(first, second) == (stage == 2 or not training)
+
+
+def test_rope_rescaling_draws_a_factor_between_a_half_and_two() -> None:
+    """Log-uniform, one for all coordinates, as DINOv3 was trained."""
+    rope = nano(rope_rescale=2.0).train().encoder.vit.rope.rope.train()
+    coordinates = torch.tensor([[0.5, -0.25]])
+    factors = torch.stack([rope._apply_coord_augs(coordinates) / coordinates for _ in range(200)])
+    assert torch.allclose(factors[..., 0], factors[..., 1])
+    assert factors.min() >= 0.5
+    assert factors.max() <= 2
+    assert factors.log().mean().abs() < 0.15
+    assert nano(rope_rescale=None).encoder.vit.rope.aug_active is False
+
+
 def test_each_block_draws_its_own_rescaling() -> None:
-    """As in DINOv3's training; timm draws once for all blocks."""
-    network = nano()
+    """DINOv3 was trained so; timm draws once for all blocks."""
+    network = training_nano()
     network.set_stage(1)
     x = torch.randn(1, 1, 3, 64, 64)
     first, second = tables(network, x), tables(network, x)
@@ -44,9 +71,9 @@ def test_each_block_draws_its_own_rescaling() -> None:
 
 
 @pytest.mark.parametrize(("stage", "frozen", "rescaled"), [(1, False, True), (2, False, False), (2, True, True)])
-def test_where_rope_is_rescaled(stage: int, frozen: bool, rescaled: bool) -> None:
+def test_where_rope_is_rescaled(stage: Stage, frozen: bool, rescaled: bool) -> None:
     """In stage 2 only where it is asked for, and then for all slices of a volume alike, however many there are."""
-    network = nano(rope_rescale_frozen=frozen)
+    network = training_nano(rope_rescale_frozen=frozen)
     network.set_stage(stage)
     network.train()
     seen = tables(network, torch.randn(1, 1, 3, 64, 64))
@@ -58,15 +85,15 @@ def test_where_rope_is_rescaled(stage: int, frozen: bool, rescaled: bool) -> Non
 
 
 def test_all_slices_of_a_volume_have_the_same_rescaling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The frozen ViT takes slices in chunks: not where each chunk would draw its own factors."""
-    monkeypatch.setattr("nnunetv2_dinomed3d.network_architecture.encoder.TOKENS_AT_ONCE", 16)
-    network = nano(rope_rescale_frozen=True)
+    """The frozen ViT takes slabs in passes, but not if each pass would draw its own factors."""
+    monkeypatch.setattr(f"{ENCODER}.MAX_TOKENS_PER_PASS", 16)
+    network = training_nano(rope_rescale_frozen=True)
     assert len(tables(network, torch.randn(1, 1, 5, 64, 64))) == BLOCKS
 
 
 def test_evaluation_is_what_it_is_without_rescaling() -> None:
     """Bit for bit: prediction does not change with how training drew."""
-    network, plain = nano(), nano(rope_rescale=None)
+    network, plain = training_nano(), training_nano(rope_rescale=None)
     assert network.state_dict().keys() == plain.state_dict().keys()
     plain.load_state_dict(network.state_dict())
     x = torch.randn(1, 1, 4, 40, 56)
@@ -80,9 +107,9 @@ def test_evaluation_is_what_it_is_without_rescaling() -> None:
 
 
 @pytest.mark.parametrize(("stage", "frozen"), [(1, False), (2, True)])
-def test_what_is_recomputed_has_the_factors_of_the_forward_pass(stage: int, frozen: bool) -> None:
+def test_what_is_recomputed_has_the_factors_of_the_forward_pass(stage: Stage, frozen: bool) -> None:
     """Other factors in the recomputation would give gradients of another function."""
-    network = nano(rope_rescale_frozen=frozen)
+    network = training_nano(rope_rescale_frozen=frozen)
     network.set_stage(stage)
     for layer in network.encoder.lora_layers():
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.05)
@@ -104,80 +131,99 @@ def test_what_is_recomputed_has_the_factors_of_the_forward_pass(stage: int, froz
 
 
 def test_training_with_rescaling_in_stage_2_compiles_whole() -> None:
-    network = nano(rope_rescale_frozen=True, lora_on_ice=True)
+    network = training_nano(rope_rescale_frozen=True, lora_on_ice=True)
     network.checkpoint_activations()
     torch.compile(network, backend="aot_eager", fullgraph=True)(torch.randn(1, 1, 3, 32, 32)).mean().backward()
     assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
 
 
-# ---- LoRA on the patch embedding ----
+# ---- slabs in passes ----
 
 
-def test_lora_on_ice_is_trained_in_stage_2_and_off_in_stage_1() -> None:
-    network = nano(lora_on_ice=True)
-    assert isinstance(network.encoder.ice.conv, LoraLayer)
-    assert len(network.encoder.lora_layers()) == len(nano().encoder.lora_layers()) + 1
-    x = torch.randn(1, 1, 3, 32, 32)
-    network(x).square().mean().backward()
-    trained = {name for name, p in network.encoder.ice.named_parameters() if p.grad is not None}
-    assert trained == {"conv.lora_A.default.weight", "conv.lora_B.default.weight"}
-    assert network.encoder.ice.conv.lora_dropout["default"].training
-    network.zero_grad(set_to_none=True)
-    network.set_stage(1)
-    network(x).square().mean().backward()
-    trained = {name for name, p in network.encoder.ice.named_parameters() if p.grad is not None}
-    assert trained == {"conv.base_layer.weight", "conv.base_layer.bias"}
+def slabs_per_pass(network: DINOMed3D) -> list[int]:
+    """Numbers of slabs that the ViT gets at a time, from now on."""
+    seen: list[int] = []
+    network.encoder.vit.blocks[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    return seen
 
 
-def test_lora_on_ice_is_w_plus_b_a() -> None:
-    """On every slab of a volume, its first and last slice included, and merged as unmerged."""
-    network, plain = nano(lora_on_ice=True).eval(), nano().eval()
-    conv = network.encoder.ice.conv
-    torch.nn.init.normal_(conv.lora_B["default"].weight, std=0.05)
-    state = {name: w for name, w in network.state_dict().items() if not name.startswith("encoder.ice.")}
-    a, b = conv.lora_A["default"].weight, conv.lora_B["default"].weight[..., 0, 0, 0]
-    folded = conv.base_layer.weight + conv.scaling["default"] * torch.einsum("er,rckhw->eckhw", b, a)
-    ice = {"encoder.ice.conv.weight": folded, "encoder.ice.conv.bias": conv.base_layer.bias}
-    plain.load_state_dict({**state, **ice})
-    x = torch.randn(1, 1, 4, 32, 48)
-    with torch.no_grad():
-        expected = plain(x)
-        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
-        with network.merged_lora(), network.slices_encoded_once():
-            torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_frozen_vit_takes_slabs_in_passes(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    network = nano().eval()
+    x = torch.randn(2, 1, 5, 32, 32)
+    expected = network(x)
+    monkeypatch.setattr(f"{ENCODER}.MAX_TOKENS_PER_PASS", 4 * 8 * 8 + 3)
+    seen = slabs_per_pass(network)
+    logits = network.train(training)(x)
+    assert seen == [4, 4, 2]
+    assert training or torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_without_it_no_name_changes() -> None:
-    """Checkpoints of the other trainers are what they were."""
-    names = {name for name in nano().state_dict() if name.startswith("encoder.ice.")}
-    assert names == {"encoder.ice.conv.weight", "encoder.ice.conv.bias"}
+def test_stage_1_trains_on_all_slabs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RoPE's rescaling is one for a forward pass."""
+    network = nano().train()
+    network.set_stage(1, single_slab_input=True)
+    monkeypatch.setattr(f"{ENCODER}.MAX_TOKENS_PER_PASS", 4)
+    seen = slabs_per_pass(network)
+    network(torch.randn(6, 1, 3, 32, 32))
+    assert seen == [6]
+
+
+# ---- weights ----
+
+
+def test_pretrained_weights_fill_ice_and_vit() -> None:
+    network = nano()
+    weights = {name: torch.randn(shape) for name, shape in network.pretrained_shapes().items()}
+    network.load_pretrained(weights)
+    assert network.weights_loaded
+    assert torch.equal(network.encoder.ice.conv.weight[:, 0], weights["patch_embed.proj.weight"])
+    qkv = network.encoder.vit.blocks[2].attn.qkv.get_base_layer().weight
+    assert torch.equal(qkv, weights["blocks.2.attn.qkv.weight"])
+
+
+@pytest.mark.parametrize("fault", ["missing", "left over", "shape"])
+def test_incomplete_pretrained_weights_are_refused(fault: str) -> None:
+    network = nano()
+    weights = {name: torch.zeros(shape) for name, shape in network.pretrained_shapes().items()}
+    if fault == "missing":
+        del weights["blocks.1.norm1.weight"]
+    elif fault == "left over":
+        weights["blocks.1.extra"] = torch.zeros(1)
+    else:
+        weights["blocks.1.norm1.weight"] = torch.zeros(5)
+    with pytest.raises(ValueError, match=r"1 tensor does not fit: blocks\.1\."):
+        network.load_pretrained(weights)
+    assert not network.weights_loaded
 
 
 @pytest.mark.parametrize("source", [True, False])
 @pytest.mark.parametrize("target", [True, False])
 def test_stage_1_goes_over_with_and_without_lora_on_ice(source: bool, target: bool) -> None:
     """A stage 1 of one trainer starts another's stage 2: in stage 1 there is no LoRA."""
-    theirs, ours = nano(lora_on_ice=source), nano(lora_on_ice=target)
+    theirs, ours = training_nano(lora_on_ice=source), training_nano(lora_on_ice=target)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(1)
-    ours.load_stage1(theirs.state_dict())
-    convs = [getattr(network.encoder.ice.conv, "base_layer", network.encoder.ice.conv) for network in (theirs, ours)]
+    ours.start_from_stage1(theirs.state_dict())
+    convs: list[Any] = [network.encoder.ice.conv for network in (theirs, ours)]
+    convs = [getattr(conv, "base_layer", conv) for conv in convs]
     assert torch.equal(convs[0].weight, convs[1].weight)
     assert torch.equal(convs[0].bias, convs[1].bias)
 
 
 def test_starts_from_a_2d_vit() -> None:
-    network, plain = nano(lora_on_ice=True), nano()
+    network, plain = training_nano(lora_on_ice=True), training_nano()
     torch.manual_seed(1)
     weights = {name: torch.randn(shape) for name, shape in plain.pretrained_shapes().items()}
     assert network.pretrained_shapes() == plain.pretrained_shapes()
     for model in (network, plain):
         model.load_pretrained(weights)
-    assert torch.equal(network.encoder.ice.conv.base_layer.weight, plain.encoder.ice.conv.weight)
+    conv: Any = network.encoder.ice.conv
+    assert torch.equal(conv.base_layer.weight, plain.encoder.ice.conv.weight)
 
 
 def test_weights_without_lora_on_ice_are_refused_with_the_reason() -> None:
     """Such as those of the `_released` trainer before it had one; nnUNetv2_predict loads them into its network."""
     with pytest.raises(ValueError, match=r"without LoRA on the patch embedding.*version that wrote them"):
-        nano(lora_on_ice=True).load_state_dict(nano().state_dict())
+        training_nano(lora_on_ice=True).load_state_dict(training_nano().state_dict())

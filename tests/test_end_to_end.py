@@ -42,8 +42,24 @@ def test_train_resume_validate_and_predict(run: Run, nnunet_environment: dict[st
     assert "Epoch 0" not in run(*TRAIN, *arguments, "--c")
 
     images = Path(nnunet_environment["nnUNet_raw"]) / "Dataset901_Test" / "imagesTr"
-    predict = ("nnUNetv2_predict", "-i", images, "-d", "901", "-c", "3d_fullres", "-f", "1", "-device", "cpu")
-    predict += ("-tr", "nnUNetTrainerQuick")
+    predict: tuple[str | Path, ...] = (
+        "nnUNetv2_predict",
+        "-i",
+        images,
+        "-d",
+        "901",
+        "-c",
+        "3d_fullres",
+        "-f",
+        "1",
+        "-device",
+        "cpu",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+    )
+    predict = (*predict, "-tr", "nnUNetTrainerQuick")
     run(*predict, "-o", tmp_path / "final", DINOMED3D_WEIGHTS="/nowhere")
     assert len(list((tmp_path / "final").glob("*.nii.gz"))) == 5
     # a checkpoint of stage 1 is predicted with as what it is

@@ -1,98 +1,30 @@
-"""Which files are compared, and each thing that is refused. Also writes the results folders of the other tests."""
+"""Pairs of prediction and reference: each thing that is refused, through ``dinomed3d compare``."""
 
-import argparse
 import json
-import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 
-from nnunetv2_dinomed3d.evaluation.cases import is_validated
-from nnunetv2_dinomed3d.evaluation.compare import add_arguments, run_compare
-from nnunetv2_dinomed3d.evaluation.training_log import read_logs
+from tests.evaluation_results import (
+    LABELS,
+    NAME,
+    compare,
+    draw_nothing,
+    fold_folder,
+    measure_here,
+    reference_of,
+    write_map,
+    write_results,
+)
 
-NAME = "Dataset777_Made"
-CASES = [f"case_{i}" for i in range(6)]
-LABELS = {"background": 0, "organ": 1, "lesion": 2}
-LOG = """
-2026-01-0{day} 10:00:00.000001: DINO-Med3D stage 1: 521,571 parameters are trained, 24 slabs a batch.
-2026-01-0{day} 10:00:01.000001: Epoch 0
-2026-01-0{day} 10:00:01.000001: train_loss 0.5
-2026-01-0{day} 10:00:01.000001: val_loss 0.4
-2026-01-0{day} 10:00:01.000001: Pseudo dice [np.float32(0.2), np.float32(nan)]
-2026-01-0{day} 10:00:01.000001: Epoch time: 7.52 s
-2026-01-0{day} 10:00:02.000001: DINO-Med3D stage 2: 1,724,955 of 2,100,000 parameters are trained, 2 patches a batch.
-2026-01-0{day} 10:00:03.000001: Epoch 1
-2026-01-0{day} 10:00:03.000001: train_loss -0.1
-2026-01-0{day} 10:00:03.000001: val_loss -0.2
-2026-01-0{day} 10:00:03.000001: Pseudo dice [0.6, 0.8]
-2026-01-0{day} 10:00:03.000001: Epoch time: 46.0 s
-2026-01-0{day} 10:00:04.000001: Epoch 2
-2026-01-0{day} 10:00:04.000001: train_loss -0.3
-"""
-
-
-def write_map(path: Path, array: np.ndarray, spacing: tuple[float, float, float] = (0.8, 0.8, 3.0)) -> None:
-    """A (d, h, w) label map with a spacing in mm, (x, y, z)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing)
-    sitk.WriteImage(image, str(path))
-
-
-def truth_of(i: int) -> np.ndarray:
-    """An organ, and in even cases a lesion in it."""
-    labels = np.zeros((8, 24, 20), np.uint8)
-    labels[1:7, 4 : 14 + i, 3:13] = 1
-    if i % 2 == 0:
-        labels[3:5, 6:9, 5 : 8 + i // 2] = 2
-    return labels
-
-
-def predict(i: int, shift: int) -> np.ndarray:
-    return np.roll(truth_of(i), shift, axis=2)
-
-
-def write_results(root: Path, monkeypatch: pytest.MonkeyPatch, shifts: dict[str, int]) -> Path:
-    """nnU-Net's folders with two folds of each trainer, whose predictions are so many voxels off; the results."""
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (root / variable / NAME).mkdir(parents=True)
-        monkeypatch.setenv(variable, str(root / variable))
-    monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    monkeypatch.chdir(root)
-    preprocessed, raw = root / "nnUNet_preprocessed" / NAME, root / "nnUNet_raw" / NAME
-    description = {"labels": LABELS, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
-    (preprocessed / "dataset.json").write_text(json.dumps(description))
-    (preprocessed / "nnUNetPlans.json").write_text(json.dumps({"configurations": {"2d": {}, "3d_fullres": {}}}))
-    splits = [{"train": CASES[3:], "val": CASES[:3]}, {"train": CASES[:3], "val": CASES[3:]}]
-    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
-    rng = np.random.default_rng(0)
-    for i, case in enumerate(CASES):
-        write_map(preprocessed / "gt_segmentations" / f"{case}.nii.gz", truth_of(i))
-        write_map(raw / "imagesTr" / f"{case}_0000.nii.gz", rng.normal(size=(8, 24, 20)).astype(np.float32))
-        for trainer, shift in shifts.items():
-            fold = fold_folder(root, trainer, i // 3)
-            write_map(fold / "validation" / f"{case}.nii.gz", predict(i, shift))
-            (fold / "validation" / "summary.json").write_text("{}")
-            (fold / "checkpoint_final.pth").write_bytes(b"weights")
-    return root / "nnUNet_results" / NAME
-
-
-def fold_folder(root: Path, trainer: str, fold: int) -> Path:
-    return root / "nnUNet_results" / NAME / f"{trainer}__nnUNetPlans__3d_fullres" / f"fold_{fold}"
-
-
-def compare(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run_compare(parser.parse_args(words))
+pytestmark = pytest.mark.own
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Results of the trainers Stock and Ours; `Ours` lies nearer to the truth."""
+    """Results of the trainers Stock and Ours; `Ours` lies nearer to the reference."""
+    measure_here(monkeypatch)
+    draw_nothing(monkeypatch)
     return write_results(tmp_path, monkeypatch, {"Stock": 2, "Ours": 1})
 
 
@@ -111,7 +43,7 @@ def test_a_case_that_its_fold_was_trained_on_is_refused(results: Path, tmp_path:
 
 
 def test_a_case_of_other_splits_is_refused(results: Path, tmp_path: Path) -> None:
-    write_map(fold_folder(tmp_path, "Ours", 0) / "validation" / "case_9.nii.gz", truth_of(0))
+    write_map(fold_folder(tmp_path, "Ours", 0) / "validation" / "case_9.nii.gz", reference_of(0))
     assert "fold 0 predicted case_9, which splits_final.json does not name" in refusal("777", "-tr", "Stock", "Ours")
 
 
@@ -152,9 +84,9 @@ def test_a_fold_that_only_one_trainer_has_is_refused(results: Path, tmp_path: Pa
     assert compare("777", "-tr", "Stock", "Ours", "-f", "0", "-o", "out") == 0
 
 
-def test_a_case_without_truth_is_refused(results: Path, tmp_path: Path) -> None:
+def test_a_case_without_reference_is_refused(results: Path, tmp_path: Path) -> None:
     (tmp_path / "nnUNet_preprocessed" / NAME / "gt_segmentations" / "case_2.nii.gz").unlink()
-    assert "There is no truth for case_2" in refusal("777", "-tr", "Stock", "Ours")
+    assert "There is no reference segmentation of case_2" in refusal("777", "-tr", "Stock", "Ours")
 
 
 def test_other_names_are_refused_with_what_there_is(results: Path) -> None:
@@ -187,79 +119,10 @@ def test_tolerances_are_checked(results: Path, words: list[str], reason: str) ->
 def test_files_without_a_spacing_are_refused(results: Path, tmp_path: Path) -> None:
     path = tmp_path / "nnUNet_preprocessed" / NAME / "dataset.json"
     path.write_text(json.dumps({"labels": LABELS, "file_ending": ".png"}))
-    assert "do not say their spacing" in refusal("777", "-tr", "Stock", "Ours")
+    assert "do not hold their spacing" in refusal("777", "-tr", "Stock", "Ours")
 
 
 def test_a_bad_prediction_ends_the_comparison_and_is_named(results: Path, tmp_path: Path) -> None:
     path = fold_folder(tmp_path, "Ours", 0) / "validation" / "case_0.nii.gz"
     path.write_bytes(b"no image")
     assert f"{path} cannot be read" in refusal("777", "-tr", "Stock", "Ours")
-
-
-COMMAND = f"nnUNetv2_train {NAME} 3d_fullres 1 -tr Ours -p nnUNetPlans"
-UNFINISHED = "\n".join(LOG.format(day=1).splitlines()[:-4])
-
-
-def date(path: Path, seconds: float) -> None:
-    """Change a file's date by so many seconds."""
-    written = path.stat().st_mtime + seconds
-    os.utime(path, (written, written))
-
-
-def test_a_validation_older_than_the_checkpoint_is_not_believed(results: Path, tmp_path: Path) -> None:
-    """The fold was trained again, its old predictions lie there."""
-    fold = fold_folder(tmp_path, "Ours", 1)
-    date(fold / "validation" / "summary.json", -1.0)
-    date(fold / "checkpoint_final.pth", 0.5)
-    assert is_validated(fold.parent, "1"), "some file systems keep dates of two seconds"
-    date(fold / "checkpoint_final.pth", 3600)
-    assert not is_validated(fold.parent, "1")
-    text = refusal("777", "-tr", "Stock", "Ours")
-    assert "validation of fold 1 is older than checkpoint_final.pth" in text
-    assert f"{COMMAND} --val" in text
-    assert "validation of fold 1 is older" in refusal("777", "-tr", "Ours", "-f", "1")
-
-
-@pytest.mark.parametrize("name", ["checkpoint_latest.pth", "checkpoint_best.pth"])
-def test_a_validation_beside_a_newer_unfinished_training_is_not_believed(
-    results: Path, tmp_path: Path, name: str
-) -> None:
-    fold = fold_folder(tmp_path, "Ours", 1)
-    (fold / name).write_bytes(b"weights")
-    assert is_validated(fold.parent, "1")
-    date(fold / name, 3600)
-    text = refusal("777", "-tr", "Stock", "Ours")
-    assert f"older than {name}" in text
-    assert f"{COMMAND} --c" in text
-
-
-def test_a_validation_older_than_an_unfinished_log_is_not_believed(results: Path, tmp_path: Path) -> None:
-    """A new training that was stopped before it saved anything; one that came to its end says so."""
-    fold = fold_folder(tmp_path, "Ours", 1)
-    log = fold / "training_log_2026_1_1_10_00_00.txt"
-    log.write_text(UNFINISHED)
-    date(log, 3600)
-    assert f"older than {log.name}" in refusal("777", "-tr", "Stock", "Ours")
-    log.write_text(f"{UNFINISHED}\n2026-01-01 10:00:04.000001: Training done.\n")
-    date(log, 3600)
-    assert is_validated(fold.parent, "1")
-    log.write_text("2026-01-01 10:00:04.000001: Using nnU-Net\n")  # --val has no epochs
-    date(log, 3600)
-    assert is_validated(fold.parent, "1")
-
-
-def test_what_was_moved_aside_is_no_part_of_a_training(results: Path, tmp_path: Path) -> None:
-    aside = fold_folder(tmp_path, "Ours", 1) / "before_2026-01-01"
-    (aside / "validation").mkdir(parents=True)
-    for name in ("checkpoint_latest.pth", "training_log_2027_1_1_10_00_00.txt", "validation/case_9.nii.gz"):
-        (aside / name).write_text(UNFINISHED)
-        date(aside / name, 3600)
-    assert is_validated(aside.parent.parent, "1")
-    assert not read_logs(aside.parent).epochs
-
-
-@pytest.mark.parametrize("splits", [{}, [1], [{"train": []}], [{"train": [1], "val": []}], None, "x"])
-def test_splits_that_are_none_are_refused(results: Path, tmp_path: Path, splits: object) -> None:
-    path = tmp_path / "nnUNet_preprocessed" / NAME / "splits_final.json"
-    path.write_text(json.dumps(splits))
-    assert f"{path} is no list of folds" in refusal("777", "-tr", "Stock", "Ours")

@@ -10,18 +10,28 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 
-from nnunetv2_dinomed3d.cli import main
-from nnunetv2_dinomed3d.evaluation import pictures
-from nnunetv2_dinomed3d.evaluation.document import Bullets, Grid, Heading, Paragraph, to_html, to_markdown
-from nnunetv2_dinomed3d.evaluation.text import cell, drawn, markdown_line, place, printable, without_places
+from nnunetv2_dinomed3d.commands.main import main
+from nnunetv2_dinomed3d.evaluation import report_pictures
+from nnunetv2_dinomed3d.text import printable
+from tests.evaluation_results import (
+    NAME,
+    draw_nothing,
+    fold_folder,
+    measure_here,
+    reference_of,
+    write_map,
+    write_results,
+)
 from tests.processes import await_end_of_session, session
-from tests.test_evaluation_cases import NAME, fold_folder, truth_of, write_map, write_results
+
+pytestmark = pytest.mark.own
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "dinomed3d"))
 FORMULA = '=HYPERLINK("x")'
@@ -37,7 +47,7 @@ def compare(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folders of truth and predictions, one case, below a user's home."""
+    """Folders of reference and predictions, one case, below a user's home."""
     root = tmp_path / "home" / "alice" / "work"
     root.mkdir(parents=True)
     monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # fonts are not looked for again
@@ -47,12 +57,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(root)
     for kind, shift in (("gt", 0), ("pr", 1)):
-        write_map(root / kind / "c.nii.gz", np.roll(truth_of(0), shift, 2))
+        write_map(root / kind / "c.nii.gz", np.roll(reference_of(0), shift, 2))
     describe({"background": 0, "organ": 1, "lesion": 2})
     return root
 
 
-def describe(labels: dict[str, object], **more: object) -> None:
+def describe(labels: Mapping[str, object], **more: object) -> None:
     Path("gt/dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz", **more}))
 
 
@@ -78,7 +88,10 @@ def test_hostile_names_are_shown_and_do_nothing(root: Path) -> None:
     done = compare("--pred", f"{MODEL}=pr", f"$=pr={root / 'pr'}"[2:], "--gt", root / "gt", "-o", "x/out")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout == "x/out/report.html: 1 cases, 2 models\n"
+    first, second, where = done.stdout.splitlines()
+    assert first.startswith(f"{printable(MODEL)}: Dice 0.")
+    assert second == f"pr and {printable(MODEL)} have the same Dice on 1 case; so few cases allow no conclusion."
+    assert where == "x/out/report.html: 1 case, 2 models"
 
     page, text = (Path("x/out", name).read_text() for name in ("report.html", "report.md"))
     assert not re.search(r"<(script|b)>", page)
@@ -88,9 +101,10 @@ def test_hostile_names_are_shown_and_do_nothing(root: Path) -> None:
     for content in (page, text):
         assert all(c.isprintable() for line in content.splitlines() for c in line)
         assert "could not be drawn" not in content
-    tables = [line for line in text.splitlines() if line.startswith("| ")]
-    columns = [len(re.findall(r"(?<!\\)\|", line)) for line in tables if FORMULA in line]
-    assert set(columns) == {13, 7}, "no name adds a cell"
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("| ")]
+    assert len(tables) == 5 + 4 + 1, "of five metrics, of four differences, of what is empty"
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, "no name adds a cell"
 
     with Path("x/out/cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -109,16 +123,17 @@ def test_hostile_names_are_shown_and_do_nothing(root: Path) -> None:
 def test_a_picture_that_fails_is_noted_and_loses_nothing_else(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **more: object) -> None:
         raise RuntimeError("no\nfont")
 
     Path("compare/figures").mkdir(parents=True)
     Path("compare/figures/dice.png").write_bytes(b"of an earlier comparison")
-    monkeypatch.setattr(pictures, "draw_boxes", fail)
-    monkeypatch.setattr(pictures, "draw_case", fail)
+    measure_here(monkeypatch)
+    monkeypatch.setattr(report_pictures, "draw_boxes", fail)
+    monkeypatch.setattr(report_pictures, "draw_case", fail)
     assert main(["compare", "--pred", "m=pr", "--gt", "gt"]) == 0
     printed, error = capsys.readouterr()
-    assert printed == "compare/report.html: 1 cases, 1 models\n"
+    assert printed.endswith("on 1 case.\ncompare/report.html: 1 case, 1 model\n")
     assert error.splitlines()[0] == "warning: figures/dice.png could not be drawn: no\\nfont"
     assert sorted(path.name for path in Path("compare/figures").iterdir()) == ["volume.png"]
     page = Path("compare/report.html").read_text()
@@ -130,6 +145,7 @@ def test_an_image_that_cannot_be_read_loses_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_results(tmp_path, monkeypatch, {"A": 1})
+    measure_here(monkeypatch)
     paths = [tmp_path / "nnUNet_raw" / NAME / "imagesTr" / f"case_{i}_0000.nii.gz" for i in range(6)]
     content = paths[0].read_bytes()
     for path in paths[:5]:
@@ -142,7 +158,7 @@ def test_an_image_that_cannot_be_read_loses_only_itself(
     assert main(["compare", "777", "-tr", "A", "-o", "out"]) == 0
     lines = sorted(capsys.readouterr().err.splitlines())
     assert [line.split(":")[1] for line in lines] == [f" case_{i} is shown without its image" for i in range(3)]
-    assert "has shape (2, 3, 4), the truth (8, 24, 20)" in lines[0]
+    assert "has shape (2, 3, 4), the reference (8, 24, 20)" in lines[0]
     assert len(list(Path("out/figures").glob("*_?.png"))) == 6
 
 
@@ -162,9 +178,9 @@ def test_each_error_is_one_line(root: Path, capsys: pytest.CaptureFixture[str]) 
     assert "nnUNet_def_n_proc is '²'" in with_setting(capsys, "nnUNet_def_n_proc", "²", *given)
     assert not Path("compare").exists(), "what was refused leaves nothing"
     describe({"background": 0, "mean of labels": 1, "b": 2})
-    assert "the report itself has a row 'mean of labels'" in refused(capsys, *given)
+    assert "the report has a row 'mean of labels' of its own" in refused(capsys, *given)
     describe({"background": 0, "a": 1, "b": 2}, file_ending=".png")
-    assert "do not say their spacing" in refused(capsys, *given)
+    assert "do not hold their spacing" in refused(capsys, *given)
 
 
 def with_setting(capsys: pytest.CaptureFixture[str], name: str, value: str, *words: object) -> str:
@@ -212,8 +228,13 @@ def test_the_data_set_may_stand_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_results(tmp_path, monkeypatch, {"A": 1, "B": 2})
+    measure_here(monkeypatch)
+    draw_nothing(monkeypatch)
     assert main(["compare", "-tr", "A", "B", "777"]) == 0
-    assert capsys.readouterr().out == f"compare_{NAME}/report.html: 6 cases, 2 models\n"
+    first, second, where = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"A: Dice 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] on 6 cases\.", first)
+    assert re.fullmatch(r"B is worse than A by 0\.\d{3} Dice \[0\.\d{3}, 0\.\d{3}\] on 6 cases, worse on 6\.", second)
+    assert where == f"compare_{NAME}/report.html: 6 cases, 2 models"
     (fold_folder(tmp_path, "B", 0) / "validation" / "summary.json").unlink()
     assert "B lacks 3" in refused(capsys, "-tr", "A", "B", "-p", "nnUNetPlans", NAME)
     assert "before the options, such as: dinomed3d compare 4" in refused(capsys, "-tr", "A", "B", "-f", "0", "777")
@@ -223,6 +244,8 @@ def test_one_model_has_no_empty_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_results(tmp_path, monkeypatch, {"A": 1})
+    measure_here(monkeypatch)
+    draw_nothing(monkeypatch)
     assert main(["compare", "777", "-tr", "A", "-o", "out"]) == 0
     text = Path("out/report.md").read_text()
     assert "6 cases, 1 model: A." in text
@@ -236,13 +259,15 @@ def test_fold_all_beside_others_is_left_out_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_results(tmp_path, monkeypatch, {"A": 1})
+    measure_here(monkeypatch)
+    draw_nothing(monkeypatch)
     fold = fold_folder(tmp_path, "A", 0)
     (fold.with_name("fold_all") / "validation").mkdir(parents=True)
     (fold.with_name("fold_all") / "validation" / "summary.json").write_text("{}")
     fold.with_name("fold_3").mkdir()  # a start that failed
     assert main(["compare", "777", "-tr", "A", "-o", "out"]) == 0
-    assert "warning: A: fold all was trained on every case" in capsys.readouterr().err
-    assert "A: fold all was trained on every case" in Path("out/report.md").read_text()
+    assert "warning: A: fold all is left out" in capsys.readouterr().err
+    assert "A: fold all is left out" in Path("out/report.md").read_text()
     (tmp_path / "nnUNet_results" / NAME / "B__nnUNetPlans__3d_fullres" / "fold_0").mkdir(parents=True)
     assert "there are: A__nnUNetPlans__3d_fullres. Train" in refused(capsys, "777", "-tr", "C")
     for folds, reason in ((["0", "00"], "fold 0 more than once"), (["x"], "'x' is no fold"), (["-1"], "no fold")):
@@ -263,110 +288,36 @@ def test_a_signal_to_the_whole_group_ends_it_in_one_line(root: Path) -> None:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
-    await_end_of_session(process.pid, 15)
+    await_end_of_session(process.pid)
     assert Path("said").read_text() == "dinomed3d: ended by SIGTERM\n"
     assert not Path("compare").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("case_0", "case_0"),
-        ("_x_ *y* `z`", "\\_x\\_ \\*y\\* \\`z\\`"),
-        ("# a", "\\# a"),
-        ("- a", "\\- a"),
-        ("1. a", "1\\. a"),
-        ("> a", "\\> a"),
-        ("<img src=x>", "\\<img src=x>"),
-        ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
-        ("a\nb\x1b", "a\\\\nb\\\\x1b"),
-        ("$x$ ~~y~~", "\\$x\\$ \\~\\~y\\~\\~"),
-        ("www.e.com https://e", "www\\.e.com https\\://e"),
-        ("[0.1, 0.2] < 3", "[0.1, 0.2] < 3"),
-    ],
-)
-def test_markdown_takes_no_text_for_markup(text: str, shown: str) -> None:
-    assert markdown_line(text) == shown
-
-
-def test_every_block_of_a_document_is_escaped() -> None:
-    name = "<i>|\n# x"
-    blocks = [Heading(name), Paragraph(name), Bullets([name]), Grid([name], [[name]])]
-    text, page = to_markdown(blocks, Path()), to_html(blocks, name)
-    assert text.count("\\<i>") == 5
-    assert "\n# x" not in text
-    assert text.count("| \\<i>\\|\\\\n# x |") == 2
-    assert page.count("&lt;i&gt;|\\n# x") == 6
-    assert "<i>" not in page
-
-
-def test_cells_are_no_formulas_and_numbers_stay_numbers() -> None:
-    for text in ("=1+1", "+1", "-1", "@x", "  =1", "\uff1d1"):
-        assert str(cell(text)).startswith("'")
-    assert [cell(value) for value in (-0.5, 3, None, "case_0", "a\tb", "\t=1")] == [
-        *(-0.5, 3, None, "case_0", "a\\tb", "\\t=1")
-    ]
-
-
-def test_names_in_figures_are_no_tex_and_not_too_long() -> None:
-    assert drawn("$\\frac{a$") == "\\$\\frac{a\\$"
-    assert drawn("_hidden") == " _hidden"
-    assert len(drawn("x" * 500)) <= 60
-
-
-def test_places_name_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = tmp_path / "home" / "alice"
-    (home / "work").mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("nnUNet_results", str(home / "results"))
-    monkeypatch.chdir(home / "work")
-    assert place(home / "results" / "D" / "x") == "nnUNet_results/D/x"
-    assert place(Path("pr")) == place(home / "work" / "pr") == "pr"
-    assert place(home / "elsewhere" / "pr") == ".../pr"
-    assert place(home) == "~"
-    assert without_places(f"m={home}/pr") == "m=.../pr"
-    assert without_places(f"-o{home}/work/out") == "-oout"
-    assert without_places("m=../../alice/pr") == "m=.../pr"
-    assert without_places("m=pr") == "m=pr"
-    monkeypatch.chdir(tmp_path)
-    assert place(home / "pr") == ".../pr", "also where the current folder lies above the user's"
-
-
 def test_compare_imports_nothing_heavy_for_its_help() -> None:
     code = (
-        "import sys\nfrom nnunetv2_dinomed3d.cli import parser_for\nparser_for(['compare'])\n"
+        "import sys\nfrom nnunetv2_dinomed3d.commands.main import command_parser\ncommand_parser('compare')\n"
         "print(sorted({'torch', 'nnunetv2', 'scipy', 'matplotlib', 'SimpleITK'} & set(sys.modules)))\n"
-        "import nnunetv2_dinomed3d.evaluation.measure, nnunetv2_dinomed3d.evaluation.report\n"
+        "import nnunetv2_dinomed3d.commands.crossval, nnunetv2_dinomed3d.evaluation.measure\n"
+        "import nnunetv2_dinomed3d.evaluation.report\n"
         "print(sorted({'torch', 'nnunetv2', 'nnunetv2_dinomed3d.trainers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n[]\n"
 
 
-def test_a_label_has_one_colour_and_no_model_has_it() -> None:
-    from nnunetv2_dinomed3d.evaluation.dataset import Description
-    from nnunetv2_dinomed3d.evaluation.figures import colour, label_colours, model_colour, value_colours
-
-    labels = {"whole": (1, 2, 4), "late": (4,), "core": (2, 4), "too": (1, 4)}
-    description = Description(labels, frozenset({0, 1, 2, 4}), 5, ".nii.gz")
-    assert value_colours(description) == {1: colour(0), 2: colour(1), 4: colour(2), 5: colour(3)}, "as look has them"
-    found = {"too": colour(0), "core": colour(1), "late": colour(2), "whole": colour(4)}
-    assert label_colours(description) == found, "of a region, that of the value that shows it"
-    assert not {colour(i) for i in range(10)} & {model_colour(i) for i in range(8)}
-
-
 def test_pictures_show_what_was_measured(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No label map is read again: it could be another one by then."""
     shown = []
+    measure_here(monkeypatch)
 
-    def look(title: str, picture: object, note: str, plane: object, description: object) -> None:
+    def look(title: str, plane: object, labels: object, **more: object) -> None:
         shown.append(plane.maps())  # type: ignore[attr-defined]
         (root / "pr" / "c.nii.gz").unlink(missing_ok=True)
         raise RuntimeError
 
-    monkeypatch.setattr(pictures, "draw_case", look)
+    monkeypatch.setattr(report_pictures, "draw_case", look)
     assert main(["compare", "--pred", "m=pr", "--gt", "gt"]) == 0
-    ((truth, first), (model, second)) = shown[0]
-    assert (truth, model) == ("truth", "m")
+    ((reference, first), (model, second)) = shown[0]
+    assert (reference, model) == ("reference", "m")
     np.testing.assert_array_equal(np.unique(first), [0, 1, 2])
     assert (first != second).any()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_dinomed3d.evaluation.crossval import add_arguments, run_crossval
+from nnunetv2_dinomed3d.commands import crossval
 from tests.conftest import preprocess
-from tests.test_evaluation_cases import compare
+from tests.evaluation_results import compare
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.long]
 
@@ -38,9 +38,9 @@ class nnUNetTrainerStockQuick(nnUNetTrainer):
 def commands(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     """What ``crossval`` prints."""
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    crossval.add_arguments(parser)
     capsys.readouterr()
-    run_crossval(parser.parse_args([DATASET, "-tr", *TRAINERS, "--folds", "0", "1"]))
+    crossval.run(parser.parse_args([DATASET, "-tr", *TRAINERS, "--folds", "0", "1"]))
     return [shlex.split(line) for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
 
 
@@ -53,8 +53,8 @@ def test_stock_and_ours_in_two_folds(
 ) -> None:
     raw = Path(nnunet_environment["nnUNet_raw"]) / DATASET
     source = shared / "data" / "Dataset004_Hippocampus"
-    for truth in sorted((source / "labelsTr").glob("*.nii.gz"))[:CASES]:
-        for kind, name in (("labelsTr", truth.name), ("imagesTr", truth.name.replace(".nii.gz", "_0000.nii.gz"))):
+    for labels in sorted((source / "labelsTr").glob("*.nii.gz"))[:CASES]:
+        for kind, name in (("labelsTr", labels.name), ("imagesTr", labels.name.replace(".nii.gz", "_0000.nii.gz"))):
             (raw / kind).mkdir(parents=True, exist_ok=True)
             shutil.copy(source / kind / name, raw / kind / name)
     description = json.loads((source / "dataset.json").read_text())
@@ -73,10 +73,10 @@ def test_stock_and_ours_in_two_folds(
     out = tmp_path / "out"
     assert compare("915", "-tr", *TRAINERS, "-o", str(out)) == 0
     summary = json.loads((out / "summary.json").read_text())
-    assert len(summary["provenance"]["truths"]) == 6
+    assert len(summary["provenance"]["references"]) == 6
     stages = summary["trainings"]["nnUNetTrainerQuick"]["0"]
     assert (stages["epochs"], stages["first_epoch_of_stage_2"]) == (4, 2)
-    assert set(stages["trained_parameters"]) == {"1", "2"}
+    assert set(stages["trained_parameters"]) == set(stages["parameters"]) == {"1", "2"}
     assert summary["trainings"]["nnUNetTrainerStockQuick"]["1"]["epochs"] == 2
     with (out / "cases.csv").open() as file:
         dices = {(r["model"], r["case"], r["label"]): float(r["dice"]) for r in csv.DictReader(file)}

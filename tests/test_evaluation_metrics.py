@@ -15,6 +15,8 @@ from scipy import ndimage
 
 from nnunetv2_dinomed3d.evaluation.metrics import crop, dice, hd95, surface_dice, surface_distances, surface_of
 
+pytestmark = pytest.mark.own
+
 Spacing = tuple[float, float, float]
 
 
@@ -105,7 +107,7 @@ def test_equals_medpy_and_monai_on_noise() -> None:
 
 @pytest.mark.parametrize("dataset", ["Dataset004_Hippocampus", "Dataset005_BrainTumour2"])
 def test_equals_medpy_and_monai_on_real_pairs(shared: Path, dataset: str) -> None:
-    """The truth against itself, worn away and moved, as it is and as if its slices were thick."""
+    """The reference against itself, worn away and moved, as it is and as if its slices were thick."""
     files = sorted((shared / "data" / dataset / "labelsTr").glob("*.nii.gz"))[:3]
     assert files
     for file in files:
@@ -119,12 +121,25 @@ def test_equals_medpy_and_monai_on_real_pairs(shared: Path, dataset: str) -> Non
                 assert measures(a, b, spacing, tolerance) == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_work_is_that_of_the_structure_not_of_the_image() -> None:
+    """Structures are cropped to their boxes, and distances go from surface to surface, whatever the image's size."""
+    mask = np.zeros((40, 300, 300), bool)
+    mask[10:14, 100:106, 200:205] = True
+    structure = crop(mask, (3, 1, 1))
+    assert structure.mask.shape == (4, 6, 5)
+    assert structure.start == (10, 100, 200)
+    assert (
+        len(surface_distances(structure, structure)) == 2 * len(structure.surface.data) == 2 * (4 * 6 * 5 - 2 * 4 * 3)
+    )
+
+
 def balls(offset: float) -> np.ndarray:
     z, y, x = np.ogrid[0:128, 0:256, 0:256]
     near = ((z - 60) / 8) ** 2 + ((y - 100 - offset) / 15) ** 2 + ((x - 100) / 15) ** 2 <= 1
     return near | (((z - 70) / 5) ** 2 + ((y - 160) / 9) ** 2 + ((x - 150 - offset) / 9) ** 2 <= 1)
 
 
+@pytest.mark.long
 def test_ten_times_faster_than_medpy_on_small_structures() -> None:
     a, b = balls(0), balls(3)
     start = time.perf_counter()
@@ -142,6 +157,6 @@ def test_far_inside_a_large_hollow_surface_is_not_slow() -> None:
     """With SciPy's default tree every query visits the whole surface: minutes instead of a second."""
     z, y, x = np.ogrid[-1:1:160j, -1:1:160j, -1:1:160j]
     radius = np.sqrt(z**2 + y**2 + x**2)
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: others may be using the machine
     measures(radius < 0.98, radius < 0.3, (1, 1, 1), 1)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 20

@@ -6,27 +6,31 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunetv2_dinomed3d.evaluation.measure import Measurement
+from nnunetv2_dinomed3d.evaluation.dataset_labels import MEAN
+from nnunetv2_dinomed3d.evaluation.measure import Measurement, Scores, State
 from nnunetv2_dinomed3d.evaluation.statistics import (
-    MEAN,
     METRICS,
     bootstrap_interval,
     compare_with_first,
     count_states,
     holm,
-    signed_rank_p,
     summarise,
     tabulate,
+    wilcoxon_p,
 )
+
+pytestmark = pytest.mark.own
 
 DICE, HD95, _, _, ABSOLUTE_VOLUME = METRICS
 FIRST = [0.80, 0.71, 0.92, 0.64, 0.88, 0.79, 0.95, 0.60]
 SECOND = [0.83, 0.70, 0.94, 0.70, 0.88, 0.86, 0.96, 0.69]
 
 
-def measurement(case: int, model: str, label: str, value: float, state: str = "measured") -> Measurement:
+def measurement(
+    case: int, model: str, label: str, value: float, state: State = "measured", reference_ml: float = 1.0
+) -> Measurement:
     """Dice `value`, HD95 10 times as much, volumes 1 ml and `value` ml."""
-    return Measurement(f"case_{case}", model, label, state, value, 10 * value, value, 1.0, value)
+    return Measurement(f"case_{case}", model, label, Scores(state, value, 10 * value, value, reference_ml, value))
 
 
 def pairs(first: list[float], second: list[float], label: str = "a") -> list[Measurement]:
@@ -34,21 +38,21 @@ def pairs(first: list[float], second: list[float], label: str = "a") -> list[Mea
     return [measurement(i, model, label, v) for model, column in values.items() for i, v in enumerate(column)]
 
 
-def test_signed_rank_is_scipys() -> None:
+def test_wilcoxon_is_scipys() -> None:
     difference = np.subtract(SECOND, FIRST)
     nonzero = np.round(difference[np.abs(difference) > 1e-9], 9)
-    assert signed_rank_p(difference) == pytest.approx(stats.wilcoxon(nonzero).pvalue)
-    assert signed_rank_p(np.arange(1, 7) / 10) == pytest.approx(2 / 2**6)  # all of six positive: exact, on paper
+    assert wilcoxon_p(difference) == pytest.approx(stats.wilcoxon(nonzero).pvalue)
+    assert wilcoxon_p(np.arange(1, 7) / 10) == pytest.approx(2 / 2**6)  # all of six positive: exact, on paper
 
 
 def test_equal_models_have_no_p() -> None:
-    assert signed_rank_p(np.full(8, 1e-16)) is None
+    assert wilcoxon_p(np.full(8, 1e-16)) is None
 
 
 def test_differences_that_rounding_makes_unequal_tie() -> None:
     """0.3 - 0.2 and 0.2 - 0.1 are one rank, as on paper."""
     rounded, exact = np.array([0.3 - 0.2, 0.2 - 0.1, -0.05]), np.array([2, 2, -1])
-    assert signed_rank_p(rounded) == pytest.approx(stats.wilcoxon(exact).pvalue)
+    assert wilcoxon_p(rounded) == pytest.approx(stats.wilcoxon(exact).pvalue)
 
 
 def test_bootstrap_is_seeded_and_covers_what_scipy_covers() -> None:
@@ -72,11 +76,11 @@ def test_comparison_of_one_label() -> None:
     (comparison,) = compare_with_first(tabulate(pairs(FIRST, SECOND), DICE))
     assert comparison.difference == pytest.approx(np.mean(SECOND) - np.mean(FIRST))
     assert (comparison.wins, comparison.ties, comparison.losses) == (6, 1, 1)
-    assert comparison.p == comparison.p_holm == signed_rank_p(np.subtract(SECOND, FIRST))
+    assert comparison.p == comparison.p_holm == wilcoxon_p(np.subtract(SECOND, FIRST))
 
 
 def test_less_is_better_for_distances_and_absolute_volumes() -> None:
-    measurements = pairs(FIRST, SECOND)  # every volume is under the truth's 1 ml: nearer to 1 is better
+    measurements = pairs(FIRST, SECOND)  # every volume is under the reference's 1 ml: nearer to 1 is better
     (distance,) = compare_with_first(tabulate(measurements, HD95))
     assert (distance.wins, distance.ties, distance.losses) == (1, 1, 6)
     (volume,) = compare_with_first(tabulate(measurements, ABSOLUTE_VOLUME))
@@ -99,15 +103,15 @@ def test_holm_is_over_labels_their_mean_and_models() -> None:
 def test_a_case_without_a_value_leaves_the_pairs_but_not_the_other_models_mean() -> None:
     measurements = pairs([0.5, 0.7], [0.6, 0.0])
     measurements[1] = measurement(1, "first", "a", math.nan, "both empty")
-    measurements[3] = measurement(1, "second", "a", 0.0, "invented")
+    measurements[3] = measurement(1, "second", "a", 0.0, "false positive")
     table = tabulate(measurements, DICE)
     first, second = summarise(table)
     assert (first.n, first.mean, second.n, second.mean) == (1, 0.5, 2, pytest.approx(0.3))
     (comparison,) = compare_with_first(table)
     assert (comparison.n, comparison.difference) == (1, pytest.approx(0.1))
     counts = count_states(measurements)
-    assert counts["a", "first"] == {"measured": 1, "both empty": 1, "missed": 0, "invented": 0}
-    assert counts["a", "second"]["invented"] == 1
+    assert counts["a", "first"] == {"measured": 1, "both empty": 1, "false negative": 0, "false positive": 0}
+    assert counts["a", "second"]["false positive"] == 1
 
 
 def test_mean_of_labels_is_each_cases_own() -> None:

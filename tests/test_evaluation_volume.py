@@ -3,7 +3,6 @@
 import gzip
 import os
 import struct
-import time
 from pathlib import Path
 
 import nibabel
@@ -90,7 +89,7 @@ def test_what_is_cut_off_or_damaged_is_refused(
     ],
 )
 def test_a_value_that_is_no_label_is_named(tmp_path: Path, value: float, kind: type, shown: str) -> None:
-    array = np.zeros((3, 4, 5), kind)
+    array: np.ndarray = np.zeros((3, 4, 5), kind)
     array[1, 2, 3] = value
     assert shown in refusal(write(tmp_path / "c.nii.gz", array))
 
@@ -100,7 +99,7 @@ def test_what_is_no_volume_of_numbers_is_refused(tmp_path: Path) -> None:
     assert "4 axes" in refusal(write_nifti(tmp_path / "series.nii.gz", np.zeros((3, 4, 5, 2), np.uint8)))
     assert read_label_map(write_nifti(tmp_path / "one.nii.gz", np.zeros((3, 4, 5, 1), np.uint8)))[0].shape == (5, 4, 3)
     colours = sitk.GetImageFromArray(np.zeros((3, 4, 5, 3), np.uint8), isVector=True)
-    for ending, words in ((".nrrd", "3 numbers a voxel"), (".mha", "3 numbers a voxel"), (".nii.gz", "5 axes")):
+    for ending, words in ((".nrrd", "3 numbers per voxel"), (".mha", "3 numbers per voxel"), (".nii.gz", "5 axes")):
         sitk.WriteImage(colours, str(tmp_path / f"colours{ending}"))
         assert words in refusal(tmp_path / f"colours{ending}")
     write_nifti(tmp_path / "complex.nii", np.zeros((3, 4, 5), np.complex64))
@@ -213,11 +212,11 @@ def test_nifti_lies_where_itk_says(tmp_path: Path, forms: tuple[int, int], unit:
 
 
 def test_another_size_is_refused_before_voxels_are_read(tmp_path: Path) -> None:
-    truth = read_label_map(write(tmp_path / "truth.nii.gz"))[1]
+    reference = read_label_map(write(tmp_path / "reference.nii.gz"))[1]
     path = write(tmp_path / "c.nii.gz", np.zeros((4, 5, 6), np.uint8))
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:352]))
-    with pytest.raises(ValueError, match=r"has \(6, 5, 4\) voxels, its truth \(31, 20, 9\)"):
-        read_label_map(path, truth)
+    with pytest.raises(ValueError, match=r"has \(6, 5, 4\) voxels, its reference \(31, 20, 9\)"):
+        read_label_map(path, reference)
 
 
 @pytest.mark.parametrize("text", [b"ElementDataFile = other.raw", b"ElementDataFile = LIST"])
@@ -230,17 +229,15 @@ def test_voxels_in_another_file_are_not_looked_for(tmp_path: Path, text: bytes) 
     assert "another file" in refusal(path)
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "folder.nii.gz").mkdir()
     os.mkfifo(tmp_path / "fifo.nii.gz")
     (tmp_path / "device.nii.gz").symlink_to("/dev/zero")
     (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere")
-    start = time.monotonic()
     for name in ("folder", "fifo", "device", "gone"):
         refusal(tmp_path / f"{name}.nii.gz")
     with pytest.raises(ValueError, match="is no file"):
         files_of(tmp_path, ".nii.gz")
-    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("other", ["c.nii", "c.mha", "c.NII.GZ", "c.img"])

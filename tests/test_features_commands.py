@@ -12,6 +12,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from tests.test_features_helpers import (
     ALONE,
     BRIEF,
@@ -305,12 +306,13 @@ def test_the_cascade_trains_both_stages(cascade: DataSet) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_what_lowres_predicted_is_input_of_both_stages(cascade: DataSet, stage: int, tmp_path: Path) -> None:
+def test_what_lowres_predicted_is_input_of_both_stages(cascade: DataSet, stage: Stage, tmp_path: Path) -> None:
     """One channel a class, 1 where it was predicted; without it the second network of the cascade is the first."""
     kept = shutil.copytree(next_stage(cascade), tmp_path / "kept")
     trainer = cascade.trainer("3d_cascade_fullres")
-    trainer._begin_stage(stage)
-    parameter = trainer.module.encoder.ice.conv.weight if stage == 1 else trainer.module.detail.scale_1[0].weight
+    trainer.begin_stage(stage)
+    name = "encoder.ice.conv.weight" if stage == 1 else "detail.scale_1.0.weight"
+    parameter = trainer.module.get_parameter(name)
     try:
         for label in (1, 2):
             fill(cascade, label)
@@ -322,6 +324,7 @@ def test_what_lowres_predicted_is_input_of_both_stages(cascade: DataSet, stage: 
             assert not data[:, 3 - label].any()
             trainer.optimizer.zero_grad()
             trainer.loss(trainer.module(data), batch["target"]).backward()
+            assert parameter.grad is not None
             assert parameter.grad[:, label].any()
             assert not parameter.grad[:, 3 - label].any()
     finally:

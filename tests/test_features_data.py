@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from tests.test_features_helpers import (
     BRIEF,
     Case,
@@ -119,11 +121,11 @@ def regions(trainers: None) -> DataSet:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_overlapping_regions_are_targets_of_their_own(regions: DataSet, stage: int) -> None:
+def test_overlapping_regions_are_targets_of_their_own(regions: DataSet, stage: Stage) -> None:
     """As classes, the core would be cut out of the whole, and the loss would let them compete."""
     finished(regions)
     trainer = regions.trainer()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     batch = next(trainer.get_dataloaders()[1])
     whole, core = batch["target"][:, 0] > 0, batch["target"][:, 1] > 0
     assert batch["target"].shape[1] == 2
@@ -165,7 +167,7 @@ def sparsely_annotated(trainers: None, request: pytest.FixtureRequest) -> DataSe
     number, labels = request.param
     annotated = [slice(3, 4), slice(2, 3), slice(0), slice(3, 4), slice(4, 5)]
     cases = [sparse((7, 20, 18), rng, part) for part in annotated]
-    order = {"regions_class_order": [1, 2]} if labels is REGIONS else {}
+    order: dict[str, Any] = {"regions_class_order": [1, 2]} if labels is REGIONS else {}
     return make_dataset(number, cases, {**labels, "ignore": 3}, **order)
 
 
@@ -179,10 +181,10 @@ def test_sparse_annotation_trains(sparsely_annotated: DataSet) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_voxels_to_be_ignored_count_for_nothing(sparsely_annotated: DataSet, stage: int) -> None:
+def test_voxels_to_be_ignored_count_for_nothing(sparsely_annotated: DataSet, stage: Stage) -> None:
     """Learning "background" or a fourth class where nobody looked would ruin a sparse training."""
     trainer = sparsely_annotated.trainer()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     batch = next(trainer.get_dataloaders()[1])
     target = batch["target"]
     ignored = target == 3 if not trainer.label_manager.has_regions else target[:, -1:] > 0
@@ -195,9 +197,9 @@ def test_voxels_to_be_ignored_count_for_nothing(sparsely_annotated: DataSet, sta
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_batch_without_annotation_trains_on(sparsely_annotated: DataSet, stage: int) -> None:
+def test_a_batch_without_annotation_trains_on(sparsely_annotated: DataSet, stage: Stage) -> None:
     trainer = sparsely_annotated.trainer()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     trainer.module.train()
     batch = next(trainer.get_dataloaders()[0])
     if trainer.label_manager.has_regions:
@@ -324,8 +326,8 @@ def test_unusual_but_sound(
     finished(data, trainer)
     made = data.trainer(trainer=trainer)
     for stage in (1, 2):
-        made._begin_stage(stage)
-        loader = made.get_dataloaders()[0]
+        made.begin_stage(stage)
+        loader: Any = made.get_dataloaders()[0]
         assert next(loader)["data"].shape[2:] == ((made.slab_depth, *patch[1:]) if stage == 1 else patch)
         apply_always(loader.data_loader.transforms)
         assert next(loader)["data"].isfinite().all()

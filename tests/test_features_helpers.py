@@ -20,12 +20,12 @@ import torch
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 
 TRAINERS = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 
 
 class nnUNetTrainerBrief(nnUNetTrainerDINOMed3D_nano):

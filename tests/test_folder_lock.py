@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 
 from nnunetv2_dinomed3d import folder_lock
 from nnunetv2_dinomed3d.folder_lock import LOCK, FolderInUseError, Owner, lock_folder
+
+pytestmark = pytest.mark.own
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def elsewhere() -> Owner:
 
 
 @pytest.fixture
-def living() -> "subprocess.Popen":
+def living() -> "Iterator[subprocess.Popen]":
     """Another process, which lives."""
     process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
     yield process
@@ -42,7 +45,9 @@ def living() -> "subprocess.Popen":
 
 
 def of_process(pid: int) -> Owner:
-    return replace(Owner.this_process(), pid=pid, started=folder_lock._process(pid)[1], token="theirs")
+    state_and_start = folder_lock._process(pid)
+    assert state_and_start
+    return replace(Owner.this_process(), pid=pid, started=state_and_start[1], token="theirs")
 
 
 def test_another_process_is_refused_at_once_and_named(tmp_path: Path, living: subprocess.Popen) -> None:
@@ -58,12 +63,15 @@ def test_another_process_is_refused_at_once_and_named(tmp_path: Path, living: su
 
 def test_a_dead_owner_does_not_keep_it(tmp_path: Path, living: subprocess.Popen) -> None:
     owner = of_process(living.pid)
-    for dead in (replace(owner, started=owner.started + 1), replace(owner, pid=2**22 + 1)):  # its number was reused
+    for dead in (
+        replace(owner, started=(owner.started or 0) + 1),
+        replace(owner, pid=2**22 + 1),
+    ):  # its number was reused
         write(tmp_path, dead)
         lock_folder(tmp_path).release()
     write(tmp_path, owner)
     living.kill()
-    while folder_lock._process(living.pid)[0] != "Z":  # nobody has waited for it: its number is still there
+    while (folder_lock._process(living.pid) or "?")[0] != "Z":  # nobody has waited for it: its number is still there
         time.sleep(0.01)
     lock_folder(tmp_path).release()
     assert not list(tmp_path.iterdir())

@@ -12,9 +12,11 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from safetensors.torch import save_file
 
 from nnunetv2_dinomed3d.network_architecture import VARIANTS
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 from tests.trainers.quick_trainers import nnUNetTrainerQuickBase, nnUNetTrainerSeeded
+
+pytestmark = pytest.mark.own
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
@@ -27,7 +29,7 @@ def no_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("data was loaded")
 
     monkeypatch.setattr(nnUNetTrainerDINOMed3D, "get_dataloaders", loaded)
-    monkeypatch.setattr(nnUNetTrainerDINOMed3D, "_check_data", loaded)
+    monkeypatch.setattr(nnUNetTrainerDINOMed3D, "check_data", loaded)
 
 
 class SmallFromPretrained(nnUNetTrainerQuickBase):
@@ -99,8 +101,8 @@ def test_pretrained_weights_and_resume_win_over_dinov3(
 ) -> None:
     """And need no DINOv3 weights: they may not even be there."""
     monkeypatch.setenv("DINOMED3D_WEIGHTS", "/nowhere/weights.pth")
-    has_weights = dataclasses.replace(VARIANTS["nano"], weights_name="vit_small_patch16_dinov3")
-    monkeypatch.setitem(VARIANTS, "nano", has_weights)
+    weights_loaded = dataclasses.replace(VARIANTS["nano"], weights_name="vit_small_patch16_dinov3")
+    monkeypatch.setitem(VARIANTS, "nano", weights_loaded)
     final = shutil.copy(os.path.join(trained.output_folder, "checkpoint_final.pth"), tmp_path)
 
     fresh = make_trainer(nnUNetTrainerSeeded)
@@ -114,6 +116,6 @@ def test_pretrained_weights_and_resume_win_over_dinov3(
     assert optimised == {id(p) for p in fresh.module.parameters() if p.requires_grad}
 
     resumed = make_trainer(nnUNetTrainerSeeded)
-    resumed.load_checkpoint(final)
+    resumed.load_checkpoint(str(final))
     resumed.on_train_start()
     assert resumed.stage == 2

@@ -15,10 +15,10 @@ from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from wandb.proto.wandb_internal_pb2 import Record
 
-from nnunetv2_dinomed3d.evaluation.training_log import read_logs
-from nnunetv2_dinomed3d.trainers.log import wandb_is_wanted
-from nnunetv2_dinomed3d.trainers.progress import StagedLogger
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.progress_plot import StagedLogger
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.log import wandb_is_wanted
+from nnunetv2_dinomed3d.training_log import read_logs
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
@@ -241,7 +241,8 @@ class FailingRun:
     def __init__(self, fails: bool = True) -> None:
         self.config: dict = {}
         self.summary: dict = {}
-        self.step, self.logged, self.ended = 0, 0, []
+        self.step, self.logged = 0, 0
+        self.ended: list[object] = []
 
     def log(self, values: dict, step: int) -> None:
         self.logged += 1

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
+
+pytestmark = pytest.mark.own
 
 EPOCH = 25
 STAGE = 150

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
@@ -17,25 +17,29 @@ from unittest import mock
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from packaging.version import Version
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from nnunetv2_dinomed3d.cli import main
+from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
-from nnunetv2_dinomed3d.network_architecture.memory import (
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
+from nnunetv2_dinomed3d.network_architecture.token_grid import TOKEN_SIZE, in_plane_scale
+from nnunetv2_dinomed3d.planning.patch_choice import CLIP_DEPTH, candidates, choose_patch_and_batch
+from nnunetv2_dinomed3d.planning.planner import PLANS_NAME
+from nnunetv2_dinomed3d.planning.step_memory import (
     CUDA_RESERVE,
-    Memory,
+    MemoryUse,
+    Step,
     _CudaAutocast,
     _Storages,
     training_step_memory,
 )
-from nnunetv2_dinomed3d.network_architecture.patch import CLIP_DEPTH, candidates, choose
-from nnunetv2_dinomed3d.network_architecture.slab import PATCH, in_plane_scale
-from nnunetv2_dinomed3d.planning.planner import PLANS_NAME
-from nnunetv2_dinomed3d.trainers import trainer as trainer_module
-from nnunetv2_dinomed3d.trainers.memory import TrainingMemory, memory_warning
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.names import find_trainer, trainer_class
+from nnunetv2_dinomed3d.planning.training_memory import TrainingMemory, memory_warning, training_steps
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness import trainer as trainer_module
+from nnunetv2_dinomed3d.trainers.registry import find_trainer, trainer_class
 from tests.conftest import DATASET, preprocess
 from tests.test_features_helpers import brief_trainers
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
@@ -48,21 +52,21 @@ class nnUNetTrainerSmall(nnUNetTrainerDINOMed3D):
     slab_batch_size = SLABS
 
 
-def nbytes(tensors: Iterator[torch.Tensor]) -> int:
+def nbytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def measured(trainer: nnUNetTrainerDINOMed3D, shape: tuple[int, ...]) -> int:
+def measured(trainer: nnUNetTrainer, shape: tuple[int, ...], targets: list[tuple[int, ...]]) -> int:
     """Most bytes that PyTorch's CPU allocator hands out during nnU-Net's own train_step, by its profiler."""
-    depth = 1 if trainer.stage == 1 else shape[2]
-    batch = {
+    labels = [torch.randint(0, 2, target, dtype=torch.int16) for target in targets]
+    batch: dict[str, Any] = {
         "data": torch.randn(shape),
-        "target": torch.randint(0, 2, (shape[0], 1, depth, *shape[3:]), dtype=torch.int16),
+        "target": labels if trainer.enable_deep_supervision else labels[0],
     }
-    trainer.train_step(batch)  # the first makes AdamW's moments
-    module = trainer.module
+    trainer.train_step(batch)  # the first makes the optimiser's state
+    module = trainer.network
     moments = (value for state in trainer.optimizer.state.values() for value in state.values())
-    before = nbytes((*module.parameters(), *module.buffers(), *moments, *batch.values()))
+    before = nbytes((*module.parameters(), *module.buffers(), *moments, batch["data"], *labels))
     peaks = []
     # without gradients, as a step begins: of tensors that were there before, the profiler does not see the end
     for _ in range(2):  # on a busy machine the profiler can lose events
@@ -76,15 +80,20 @@ def measured(trainer: nnUNetTrainerDINOMed3D, shape: tuple[int, ...]) -> int:
 
 
 def check_estimate(
-    make_trainer: Callable, trainer: type, stage: int, patch: tuple[int, int, int], batch: int, checkpoint: bool
+    make_trainer: Callable,
+    trainer: type[nnUNetTrainerDINOMed3D],
+    stage: Stage,
+    patch: tuple[int, int, int],
+    batch: int,
+    checkpoint: bool,
 ) -> None:
-    def with_patch(plans: dict, configuration: str, *rest: object) -> nnUNetTrainerDINOMed3D:
+    def with_patch(plans: dict, configuration: str, *rest: Any) -> nnUNetTrainerDINOMed3D:
         plans["configurations"][configuration].update(patch_size=list(patch), batch_size=batch)
         return trainer(plans, configuration, *rest)
 
     instance = make_trainer(with_patch)
     instance.initialize()
-    instance._begin_stage(stage)
+    instance.begin_stage(stage)
     instance.module.checkpoint_activations(checkpoint)
     instance.network.train()
     shape = (SLABS, 1, 3, *patch[1:]) if stage == 1 else (batch, 1, *patch)
@@ -92,20 +101,48 @@ def check_estimate(
     def build() -> DINOMed3D:
         network = build_dinomed3d(trainer.variant, 1, 2, patch)
         network.checkpoint_activations(checkpoint)
-        return network
+        network.set_stage(stage, single_slab_input=stage == 1)
+        return nn.Module.to(network, memory_format=torch.channels_last_3d)  # as `DINOMed3D.to` lays it on the CPU
 
-    estimate = training_step_memory(build, stage, shape, "cpu").total
-    truth = measured(instance, shape)
+    estimate = training_step_memory(Step("", build, shape), "cpu").total
+    truth = measured(instance, shape, [(shape[0], 1, 1 if stage == 1 else shape[2], *shape[3:])])
     what = f"{trainer.variant} stage {stage} {shape} checkpoint {checkpoint}"
     print(f"{what}: estimate / measured {estimate / truth:.3f} of {truth / 1e6:.0f} MB")  # shown with pytest -rP
     assert estimate == pytest.approx(truth, rel=0.15)
+
+
+def test_estimate_of_a_stock_trainer(make_trainer: Callable) -> None:
+    """nnU-Net's own network has one step, with deep supervision."""
+    instance = make_trainer(nnUNetTrainer)
+    instance.initialize()
+    instance.network.train()
+    shape = (2, 1, *instance.configuration_manager.patch_size)
+    managers = instance.plans_manager, instance.configuration_manager
+    (step,) = training_steps(nnUNetTrainer, *managers, in_channels=1, num_classes=2)
+    assert step.batch_shape == shape
+    outputs = instance.network(torch.zeros(shape))
+    truth = measured(instance, shape, [(2, 1, *output.shape[2:]) for output in outputs])
+    estimate = training_step_memory(step, "cpu").total
+    print(f"estimate / measured {estimate / truth:.3f} of {truth / 1e6:.0f} MB")  # shown with pytest -rP
+    assert estimate == pytest.approx(truth, rel=0.15)
+
+
+def test_a_stock_trainers_memory_is_told_and_nothing_written(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(planned.iterdir())
+    assert main(["plan", "-d", "901", "-gpu_memory_target", "8", "-tr", "nnUNetTrainer"]) == 0
+    output = capsys.readouterr().out
+    assert "Memory of nnUNetTrainer with nnUNetPlans on a GPU of 8.0 GB:" in output
+    rows = [line.split() for line in output.splitlines() if line.startswith(("3d_fullres", "2d"))]
+    assert {row[0] for row in rows} == {"3d_fullres", "2d"}
+    assert all(row[-1] == "yes" for row in rows)
+    assert set(planned.iterdir()) == before
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize(("patch", "batch"), [((8, 48, 64), 2), ((5, 40, 56), 3)])
 def test_estimate_is_what_training_takes(
-    make_trainer: Callable, stage: int, patch: tuple[int, int, int], batch: int, checkpoint: bool
+    make_trainer: Callable, stage: Stage, patch: tuple[int, int, int], batch: int, checkpoint: bool
 ) -> None:
     check_estimate(make_trainer, nnUNetTrainerQuick, stage, patch, batch, checkpoint)
 
@@ -120,13 +157,13 @@ def test_estimate_over_a_grid(
     trainer: type,
     patch: tuple[int, int, int],
     batch: int,
-    stage: int,
+    stage: Stage,
     checkpoint: bool,
 ) -> None:
     check_estimate(make_trainer, trainer, stage, patch, batch, checkpoint)
 
 
-def kept_by_forward(device: str, stage: int, autocast: Callable[[], AbstractContextManager]) -> int:
+def kept_by_forward(device: str, stage: Stage, autocast: Callable[[], AbstractContextManager]) -> int:
     """Bytes that a forward pass on fake tensors leaves behind; PyTorch believes that there is a GPU."""
     gpu = mock.patch.multiple(torch.cuda, is_available=lambda: True, is_bf16_supported=lambda **_: True)
     with torch.device("meta"):
@@ -135,7 +172,7 @@ def kept_by_forward(device: str, stage: int, autocast: Callable[[], AbstractCont
     storages = _Storages()
     with FakeTensorMode(allow_non_fake_inputs=True), gpu:  # in this order: the mode makes do without a GPU
         network.to_empty(device=device).train()
-        network.set_stage(stage, bare_slabs=stage == 1)
+        network.set_stage(stage, single_slab_input=stage == 1)
         volume = torch.empty(2, 1, 3 if stage == 1 else 8, 96, 80, device=device)
         with storages, autocast():
             logits = network(volume)
@@ -146,7 +183,7 @@ def kept_by_forward(device: str, stage: int, autocast: Callable[[], AbstractCont
 
 @pytest.mark.skipif(Version(torch.__version__) < Version("2.10"), reason="of older PyTorch fake GPUs need a real one")
 @pytest.mark.parametrize("stage", [1, 2])
-def test_types_are_those_of_cuda_autocast(stage: int) -> None:
+def test_types_are_those_of_cuda_autocast(stage: Stage) -> None:
     """PyTorch's own, which on fake tensors runs a forward pass without a GPU."""
     truth = kept_by_forward("cuda", stage, lambda: torch.autocast("cuda", torch.bfloat16))
     assert kept_by_forward("cpu", stage, lambda: _CudaAutocast(True)) == pytest.approx(truth, rel=1e-3)
@@ -155,12 +192,13 @@ def test_types_are_those_of_cuda_autocast(stage: int) -> None:
 
 def test_estimate_names_every_part() -> None:
     def build() -> DINOMed3D:
-        return build_dinomed3d("nano", 1, 2, (4, 16, 16))
+        network = build_dinomed3d("nano", 1, 2, (4, 16, 16))
+        network.set_stage(1, single_slab_input=True)
+        return network
 
     network = build()
-    network.set_stage(1)
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
-    memory = training_step_memory(build, 1, (2, 1, 3, 16, 16))  # so small that AdamW's step takes most
+    memory = training_step_memory(Step("", build, (2, 1, 3, 16, 16)))  # so small that AdamW's step takes most
     assert memory.gradients == trained
     assert 2 * trained <= memory.optimiser < 2.01 * trained
     assert memory.weights == sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
@@ -173,7 +211,7 @@ def test_candidates(median: tuple[float, ...]) -> None:
     assert all(lists)
     for patches in lists:
         scale = in_plane_scale(patches[0])
-        step = PATCH // scale
+        step = TOKEN_SIZE // scale
         assert {in_plane_scale(patch) for patch in patches} == {scale}
         assert patches == sorted(set(patches), reverse=True)
         for depth, height, width in patches:
@@ -203,7 +241,7 @@ def voxels(patch: tuple[int, int, int], batch: int) -> int:
     ],
 )
 def test_choice(budget: int, patch: tuple[int, int, int], batch: int) -> None:
-    assert choose((90, 512, 512), lambda patch: 6, budget, voxels) == (patch, batch)
+    assert choose_patch_and_batch((90, 512, 512), lambda patch: 6, budget, voxels) == (patch, batch)
 
 
 def test_few_estimates_are_made() -> None:
@@ -213,13 +251,13 @@ def test_few_estimates_are_made() -> None:
         asked.add((patch, batch))
         return voxels(patch, batch)
 
-    choose((90, 512, 512), lambda patch: 9, voxels((16, 400, 400), 2), cost)
+    choose_patch_and_batch((90, 512, 512), lambda patch: 9, voxels((16, 400, 400), 2), cost)
     assert len(asked) < 15
 
 
 def test_nothing_fits() -> None:
     with pytest.raises(ValueError, match=r"smallest patch, \[16, 64, 64\] with batch 2, fits 0.0 GB: it needs 0.0 GB"):
-        choose((90, 512, 512), lambda patch: 9, 1000, voxels)
+        choose_patch_and_batch((90, 512, 512), lambda patch: 9, 1000, voxels)
 
 
 def read(folder: Path, name: str) -> dict:
@@ -247,8 +285,8 @@ def test_plans_differ_in_patch_and_batch_alone(planned: Path, capsys: pytest.Cap
     output = capsys.readouterr().out
     header, stage1, stage2 = output[output.index("configuration ") :].splitlines()[:3]
     assert [word for word in header.split() if word in ("weights", "gradients", "optimiser", "activations")]
-    assert stage1.split()[:5] == ["3d_fullres", "9x32x28", "4", "slabs", "1"]
-    assert stage2.split()[:5] == ["3d_fullres", "9x32x28", "4", "2", "2"]
+    assert stage1.split()[:6] == ["3d_fullres", "9x32x28", "4", "slabs", "stage", "1"]
+    assert stage2.split()[:6] == ["3d_fullres", "9x32x28", "4", "2", "stage", "2"]
     assert stage1.split()[-1] == stage2.split()[-1] == "yes"
 
 
@@ -288,7 +326,6 @@ def spoiled(plans: dict, **changes: object) -> dict:
         (["-d", "902"], "No data set '902'"),
         (["-d", "901", "-p", "otherPlans"], "otherPlans.json does not exist.*nnUNetv2_plan_and_preprocess"),
         (["-d", "901", "-gpu_memory_target", "1"], "Not even the smallest patch, .* fits 1.0 GB"),
-        (["-d", "901", "-tr", "nnUNetTrainer"], "nnUNetTrainer trains another network: it does not derive from nnUN"),
         (["-d", "901", "-tr", "no_such"], "There is no trainer 'no_such'. .*nnUNet_extTrainer"),
         (["-d", "901", "-tr", "nnUNetTrainerDINOMed3D_s"], "Is nnUNetTrainerDINOMed3D_S meant"),
         (["-d", "901", "-p", "flatPlans"], "flatPlans of Dataset901_Test has only 2D configurations \\(2d\\)"),
@@ -333,13 +370,13 @@ def test_memory_that_no_gpu_has(target: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def by_voxels(build: Callable, stage: int, batch_shape: tuple[int, ...]) -> Memory:
+def by_voxels(step: Step) -> MemoryUse:
     """A quick estimate."""
-    return Memory(0, 0, 0, 100 * math.prod(batch_shape), 0)
+    return MemoryUse(0, 0, 0, 100 * math.prod(step.batch_shape), 0)
 
 
 OWN = """
-from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 
 class nnUNetTrainerMine(nnUNetTrainerDINOMed3D_nano):
     slab_batch_size = 7
@@ -361,8 +398,8 @@ def test_a_users_own_trainer_and_preprocessed_data_alone(
     assert output.startswith("Planning for nnUNetTrainerMine on a GPU of 8.0 GB.")
     assert "Searching" not in output
     assert "nnUNetv2_train 901 3d_fullres 0 -tr nnUNetTrainerMine -p nnUNetDINOMed3DPlans" in output
-    assert "Not planned, being 2D: 2d." in output
-    assert re.search(r"3d_fullres leaves \d\.\d of 8\.0 GB free: a patch is at most a case", output)
+    assert "Not planned, as they are 2D: 2d." in output
+    assert re.search(r"3d_fullres leaves \d\.\d of 8\.0 GB free. A patch is at most as large as a case", output)
     assert read(tmp_path / "preprocessed" / DATASET, PLANS_NAME)["dinomed3d"]["trainer"] == "nnUNetTrainerMine"
 
 
@@ -383,7 +420,7 @@ def test_a_users_own_trainer_that_is_none(text: str, message: str, tmp_path: Pat
 
 def test_plans_that_were_there(planned: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are replaced, as nnU-Net's planner does, but for configurations of a user; at once, or not at all."""
-    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", by_voxels)
+    monkeypatch.setattr("nnunetv2_dinomed3d.planning.training_memory.training_step_memory", by_voxels)
     command = ["plan", "-d", "901", "-gpu_memory_target", "8", "-tr", "nnUNetTrainerDINOMed3D_nano"]
     file = planned / f"{PLANS_NAME}.json"
     assert main(command) == 0
@@ -415,7 +452,7 @@ def test_plans_that_cannot_be_written(what: str, planned: Path, capsys: Any, mon
     def count(*rest: object) -> None:
         raise AssertionError("counted")
 
-    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", count)
+    monkeypatch.setattr("nnunetv2_dinomed3d.planning.training_memory.training_step_memory", count)
     file = planned / f"{PLANS_NAME}.json"
     if what == "folder":
         file.mkdir()
@@ -437,7 +474,7 @@ def test_plans_that_cannot_be_written(what: str, planned: Path, capsys: Any, mon
 
 
 def test_a_patch_that_does_not_fit_is_warned_of(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnunetv2_dinomed3d.trainers.memory.training_step_memory", by_voxels)
+    monkeypatch.setattr("nnunetv2_dinomed3d.planning.training_memory.training_step_memory", by_voxels)
     plans = read(preprocessed, "nnUNetPlans")
     plans["configurations"]["3d_fullres"].update(
         patch_size=[64, 256, 256], batch_size=2, median_image_size_in_voxels=[90, 512, 512]
@@ -461,10 +498,10 @@ def test_the_log_has_the_warning(
 ) -> None:
     monkeypatch.setattr(trainer_module, "visible_gpu_memory", lambda: CUDA_RESERVE)
     trainer = make_trainer(nnUNetTrainerQuick)
-    trainer._check_memory()
+    trainer.check_memory()
     assert "WARNING" not in capsys.readouterr().out  # there is no such limit on a CPU
     trainer.device = torch.device("cuda")
-    trainer._check_memory()
+    trainer.check_memory()
     assert "WARNING: Patch" in capsys.readouterr().out
 
 

@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nnunetv2_dinomed3d.processes import STOP_SIGNALS, Commands, Stopped, children_end_with_us
 from tests.processes import await_end, running
+
+pytestmark = pytest.mark.own
 
 POOLS = """
 import multiprocessing, os, sys, time
@@ -200,8 +203,9 @@ def test_a_start_is_not_broken_off(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     other.start()
     spawn = multiprocessing.util.spawnv_passfds
 
-    def spawn_and_signal(*words: object) -> int:
+    def spawn_and_signal(*words: Any) -> int:
         child = spawn(*words)
+        assert other.ident
         signal.pthread_kill(other.ident, signal.SIGHUP)
         time.sleep(0.1)
         started.set()

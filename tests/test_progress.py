@@ -13,12 +13,14 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nnunetv2_dinomed3d.evaluation.training_log import read_logs
-from nnunetv2_dinomed3d.trainers.progress import STAGE1_COLOUR, StagedLogger
-from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.ablations import nnUNetTrainerDINOMed3D_stage1
+from nnunetv2_dinomed3d.trainers.dinomed3d.progress_plot import STAGE1_COLOUR, StagedLogger
+from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Recipe, Schedule
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.ablations import nnUNetTrainerDINOMed3D_stage1
+from nnunetv2_dinomed3d.training_log import read_logs
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
+
+pytestmark = pytest.mark.own
 
 DICE = [0.8, 0.9, 0.1, 0.2, 0.3]
 TWO_STAGES = Schedule(Recipe(2, 1e-3), Recipe(3, 1e-3))
@@ -61,7 +63,8 @@ def curves(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def marks(axis: Axes) -> list[float]:
-    return [line.get_xdata()[0] for line in axis.get_lines() if line.get_xdata()[0] % 1 == 0.5]
+    places = [float(np.asarray(line.get_xdata(), float)[0]) for line in axis.get_lines()]
+    return [place for place in places if place % 1 == 0.5]
 
 
 def test_the_stages_are_drawn_apart(saved: list[Figure], tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_the_learning_rates_are_the_trainings(saved: list[Figure], tmp_path: Pat
     log.my_fantastic_logging["lrs"] = rates = [1e-5, 2e-6, 1e-4, 5e-5, 1e-7]
     log.plot_progress_png(str(tmp_path))
     axis = next(axis for axis in saved[0].axes if axis.get_ylabel() == "learning rate")
-    assert list(axis.get_lines()[0].get_ydata()) == rates
+    assert np.asarray(axis.get_lines()[0].get_ydata()).tolist() == rates
     low, high = axis.get_ylim()
     assert low <= min(rates) < max(rates) <= high
 
@@ -187,8 +190,13 @@ def test_a_resumed_training_draws_the_same_picture(
     resumed.logger.plot_progress_png(resumed.output_folder)
     assert curves(saved[-1]) == curves(saved[-2])
     assert [marks(axis) for axis in saved[-1].axes] == [marks(axis) for axis in saved[-2].axes]
-    log = read_logs(Path(trained.output_folder)).finished.values()
-    assert [epoch.pseudo_dice for epoch in log] == pytest.approx(dice, abs=1e-4), "the text log is nnU-Net's"
+    log = read_logs(Path(trained.output_folder))
+    written = [epoch.pseudo_dice for epoch in log.finished.values()]
+    assert written == pytest.approx(dice, abs=1e-4), "the text log is nnU-Net's"
+    parameters = list(trained.module.parameters())
+    assert log.parameters == dict.fromkeys((1, 2), sum(p.numel() for p in parameters))
+    assert log.trained[2] == sum(p.numel() for p in parameters if p.requires_grad)
+    assert 0 < log.trained[1] < log.parameters[1]
 
 
 def test_trainers_of_one_stage(make_trainer: Callable[..., nnUNetTrainerDINOMed3D], saved: list[Figure]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_dinomed3d.trainers.randomness import random_states, restore_random_states, seed_all
-from nnunetv2_dinomed3d.trainers.sampling import stop_workers
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.loader_workers import stop_workers
+from nnunetv2_dinomed3d.trainers.harness.randomness import random_states, restore_random_states, seed_all
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
+
+pytestmark = pytest.mark.own
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
@@ -254,7 +257,7 @@ def test_optimiser_and_loss_are_built_once_and_the_file_is_read_once(
     assert resumed.stage == resumed.module.stage == stage
     resumed.on_train_start()
     log = Path(resumed.log_file).read_text()
-    assert [line.split("stage ")[1][0] for line in log.splitlines() if "DINO-Med3D stage" in line] == [str(stage)]
+    assert re.findall(r"Stage (\d): [0-9,]+ of [0-9,]+ parameters trained", log) == [str(stage)]
 
 
 def test_a_checkpoint_can_be_given_as_a_dict(trained: nnUNetTrainerDINOMed3D, make_trainer: MakeTrainer) -> None:

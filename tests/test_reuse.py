@@ -8,8 +8,11 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
+
+pytestmark = pytest.mark.own
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
@@ -96,7 +99,7 @@ def test_weights_that_are_given_twice_are_refused(stage1_file: Path, make_traine
     ("trainer_class", "message"),
     [
         (OnlyStage2, r"DINOMED3D_STAGE1.*this trainer has only stage 2"),
-        (OtherDepth, r"ice\.conv\.weight: expected \(96, 1, 5, 16, 16\), got \(96, 1, 3, 16, 16\).*slab depth K"),
+        (OtherDepth, r"ice\.conv\.weight: expected \(96, 1, 5, 16, 16\), found \(96, 1, 3, 16, 16\).*slab depth K"),
     ],
 )
 @pytest.mark.usefixtures("stage1_file")

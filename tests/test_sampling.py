@@ -9,7 +9,7 @@ import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_dinomed3d.trainers.sampling import CutSlab, loaded_depth, slab_loader
+from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import CropSlab, loaded_depth, slab_loader
 
 LABELS = SimpleNamespace(all_labels=[0, 1], has_ignore_label=False)
 
@@ -33,14 +33,14 @@ def loader(depth: int, slab_depth: int, transforms, oversample: float = 0.33, ba
     loaded = loaded_depth(slab_depth)
     return slab_loader(
         NumberedSlices(depth),
-        batch_size,
         [loaded, 24, 24],
         [loaded, 16, 16],
-        LABELS,
-        transforms,
-        slab_depth,
-        oversample,
-        False,
+        batch_size=batch_size,
+        label_manager=LABELS,
+        transforms=transforms,
+        slab_depth=slab_depth,
+        oversample_foreground_percent=oversample,
+        probabilistic_oversampling=False,
     )
 
 
@@ -108,7 +108,17 @@ def test_intensity_augmentation_treats_the_slices_alike() -> None:
     brightness = [t for t in nnunet_transforms(3).transforms if "Brightness" in repr(t)]
     assert len(brightness) == 1
     brightness[0].apply_probability = 1.0
-    batches = slab_loader(constant, 16, [7, 16, 16], [7, 16, 16], LABELS, ComposeTransforms(brightness), 3, 1.0, False)
+    batches = slab_loader(
+        constant,
+        [7, 16, 16],
+        [7, 16, 16],
+        batch_size=16,
+        label_manager=LABELS,
+        transforms=ComposeTransforms(brightness),
+        slab_depth=3,
+        oversample_foreground_percent=1.0,
+        probabilistic_oversampling=False,
+    )
     inside = next(batches)["data"].amax(dim=(-1, -2))[:, 0]  # one value per slice; 0 outside the volume
     assert len(inside.unique()) > 4, "brightness differs between slabs"
     for slab in inside:
@@ -125,6 +135,6 @@ def test_all_of_nnunets_augmentation_runs_on_a_slab(slab_depth: int) -> None:
 
 
 def test_cut_slab_shapes() -> None:
-    cut = CutSlab(2)(image=torch.arange(7.0).reshape(1, 7, 1, 1), segmentation=torch.arange(7).reshape(1, 7, 1, 1))
+    cut = CropSlab(2)(image=torch.arange(7.0).reshape(1, 7, 1, 1), segmentation=torch.arange(7).reshape(1, 7, 1, 1))
     assert cut["image"].flatten().tolist() == [2, 3]
     assert cut["segmentation"].flatten().tolist() == [3]

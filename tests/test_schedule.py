@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule, StagePolyLRScheduler
+from nnunetv2_dinomed3d.trainers.dinomed3d.lr_schedulers import StagePolyLRScheduler
+from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Recipe, Schedule
 
 SCHEDULE = Schedule(stage1=Recipe(epochs=3, lr=1e-5), stage2=Recipe(epochs=5, lr=1e-4))
 

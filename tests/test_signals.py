@@ -12,10 +12,12 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_dinomed3d.processes import PREEMPTED, STOP_SIGNALS
-from nnunetv2_dinomed3d.trainers.preemption import Preempted, Preemption
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.preemption import Preempted, Preemption
 from tests.processes import await_end_of_session, session
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
+
+pytestmark = pytest.mark.own
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 EPOCHS = 4
@@ -163,7 +165,7 @@ def test_in_the_final_validation(
     assert caught.value.code == PREEMPTED
     assert signal.getsignal(number) == before
     assert not summary.exists()
-    assert f"{number.name}: the validation is broken off" in log_of(trainer)
+    assert f"{number.name}: validation interrupted" in log_of(trainer)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
@@ -229,7 +231,7 @@ def test_the_commands_processes(nnunet_environment: dict[str, str], tmp_path: Pa
     settings = {"nnUNet_results": str(tmp_path), "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "2"}
     command = ["nnUNetv2_train", "901", "3d_fullres", "0", "-tr", "nnUNetTrainerStarved", "-device", "cpu"]
 
-    def train_until(word: str, stop: Callable[[int], None], *flags: str) -> tuple[int, str]:
+    def train_until(word: str, stop: Callable[[int], object], *flags: str) -> tuple[int, str]:
         process = subprocess.Popen(
             [*command, *flags],
             env={**os.environ, **nnunet_environment, **settings},
@@ -251,14 +253,14 @@ def test_the_commands_processes(nnunet_environment: dict[str, str], tmp_path: Pa
 
     code, printed = train_until("starved", lambda leader: os.killpg(leader, signal.SIGTERM))
     assert code == PREEMPTED, printed
-    assert "SIGTERM: epoch 1 is broken off and saved" in printed
+    assert "SIGTERM: epoch 1 was interrupted, its state is saved" in printed
     assert "Traceback" not in printed
     code, printed = train_until("Epoch 2", lambda leader: os.kill(leader, signal.SIGKILL), "--c")
     assert code == -signal.SIGKILL, printed
     assert "Epoch 1" in printed
     code, printed = train_until("predicting case", lambda leader: os.killpg(leader, signal.SIGUSR1), "--c")
     assert code == PREEMPTED, printed
-    assert "SIGUSR1: the validation is broken off" in printed
+    assert "SIGUSR1: validation interrupted" in printed
     assert "Traceback" not in printed
     code, printed = train_until("no such line", os.getpgid, "--c")
     assert code == 0, printed

@@ -13,9 +13,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, autocast_dtype, nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants import sizes
-from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
+from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants import sizes
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.trainers.harness.trainer import autocast_dtype
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
@@ -27,7 +30,7 @@ def test_one_training_runs_both_stages(trained: nnUNetTrainerDINOMed3D) -> None:
     assert (folder / "checkpoint_best.pth").is_file()
     assert (folder / STAGE1_BEST).is_file()
     log = next(folder.glob("training_log_*.txt")).read_text()
-    assert log.index("DINO-Med3D stage 1:") < log.index("Stage 2 starts from epoch") < log.index("DINO-Med3D stage 2:")
+    assert log.index("Stage 1: ") < log.index("Stage 2 starts from epoch") < log.index("Stage 2: ")
     assert {key: len(values) for key, values in trained.logger.local_logger.my_fantastic_logging.items()} == {
         key: 4 for key in trained.logger.local_logger.my_fantastic_logging
     }, "nnU-Net wants one value per key and epoch"
@@ -44,10 +47,10 @@ def test_stage2_starts_from_the_best_epoch_of_stage1_and_leaves_it_alone(trained
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_batches_optimiser_and_loss_of_a_stage(make_trainer: MakeTrainer, stage: int) -> None:
+def test_batches_optimiser_and_loss_of_a_stage(make_trainer: MakeTrainer, stage: Stage) -> None:
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     batch = next(trainer.get_dataloaders()[0])
     patch = trainer.configuration_manager.patch_size
     if stage == 1:
@@ -65,10 +68,10 @@ def test_batches_optimiser_and_loss_of_a_stage(make_trainer: MakeTrainer, stage:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_gradients_are_clipped_at_1(make_trainer: MakeTrainer, stage: int) -> None:
+def test_gradients_are_clipped_at_1(make_trainer: MakeTrainer, stage: Stage) -> None:
     trainer = make_trainer(nnUNetTrainerQuick)
     trainer.initialize()
-    trainer._begin_stage(stage)
+    trainer.begin_stage(stage)
     parameters = trainer.optimizer.param_groups[0]["params"]
     trainer._check_gradients()
     for parameter in parameters:
@@ -104,7 +107,7 @@ def test_inference_mirrors_as_stage_2_trains(make_trainer: MakeTrainer) -> None:
     assert np.allclose(stage1[0], (-np.pi / 12, np.pi / 12)), "a ViT knows up from down"
     assert stage1[3] == (2,)
     assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
-    trainer._begin_stage(2)
+    trainer.begin_stage(2)
     assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)
 
 
@@ -124,9 +127,10 @@ def test_even_slabs_are_not_mirrored_in_depth(make_trainer: MakeTrainer) -> None
 
     trainer = make_trainer(Even)
     trainer.initialize()
-    for stage, axes in ((1, (2,)), (2, (1, 2))):
-        trainer._begin_stage(stage)
-        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == axes
+    axes: dict[Stage, tuple[int, ...]] = {1: (2,), 2: (1, 2)}
+    for stage in axes:
+        trainer.begin_stage(stage)
+        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == axes[stage]
         assert trainer.inference_allowed_mirroring_axes == (1, 2)
 
 
@@ -149,7 +153,7 @@ class LastStepSkipped(nnUNetTrainerQuick):
     def train_step(self, batch: dict) -> dict:
         if self.stage == 1 and len(self._steps.train) == self.iterations_per_epoch - 1:
             loss, self.grad_scaler = self.loss, torch.amp.GradScaler("cpu", init_scale=3e38)
-            self.loss = lambda output, target: loss(output, target) * 1e4
+            self.loss = lambda output, target: loss(output, target) * 1e4  # type: ignore[assignment]
             output = super().train_step(batch)
             self.loss, self.grad_scaler = loss, torch.amp.GradScaler("cpu")
             assert self._step_was_skipped
@@ -241,10 +245,18 @@ def test_building_needs_no_weights(
     with torch.device("meta"):
         network = nnUNetTrainerDINOMed3D.build_network_architecture(plans, configuration, 1, 2, False)
     assert network.stage == 2
-    assert not network.has_weights
+    assert not network.weights_loaded
 
 
 def test_a_2d_configuration_is_refused_before_anything_is_written(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'2d' has the patch size.*volumes.*3d_fullres"):
         make_trainer(nnUNetTrainerDINOMed3D_nano, "2d")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_checkpoint_of_another_networks_trainer_is_refused(make_trainer: MakeTrainer) -> None:
+    """nnU-Net's own trainers write such into folders of the same form."""
+    trainer = make_trainer(nnUNetTrainerQuick)
+    stock = {"network_weights": {"encoder.weight": torch.zeros(1)}, "init_args": {}, "current_epoch": 1, "logging": {}}
+    with pytest.raises(ValueError, match="is no checkpoint of a DINO-Med3D training, but of another trainer's"):
+        trainer.load_checkpoint(stock)

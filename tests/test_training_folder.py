@@ -11,13 +11,16 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunetv2_dinomed3d.folder_lock import LOCK, FolderInUseError
-from nnunetv2_dinomed3d.trainers.identity import RECORD, ForeignCheckpointError, read_record
-from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.training_folder import TrainingFolder
+from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.identity import RECORD, ForeignCheckpointError, read_record
+from nnunetv2_dinomed3d.trainers.harness.training_folder import TrainingFolder
 from tests.test_checkpoint_files import truncate
 from tests.test_folder_lock import living, of_process, write  # noqa: F401 - a fixture
 from tests.test_resume import as_older_versions_wrote
 from tests.trainers.quick_trainers import nnUNetTrainerQuick, nnUNetTrainerSeeded
+
+pytestmark = pytest.mark.own
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
@@ -65,7 +68,10 @@ def test_a_fresh_start_moves_a_finished_training_aside_and_is_the_one_that_goes_
     assert (aside / "validation" / "summary.json").is_file()
     assert {path.name for path in folder.glob("*.pth")} == {"checkpoint_latest.pth", STAGE1_BEST}
     assert (folder / "notes.txt").is_file()
-    assert read_record(folder)["id"] != old["id"]
+    record = read_record(folder)
+    assert old
+    assert record
+    assert record["id"] != old["id"]
     resumed = go_on(make_trainer)
     assert resumed.current_epoch == 1
     resumed.run_training()
@@ -99,7 +105,7 @@ def test_a_kill_while_files_are_moved_leaves_nothing_that_is_taken(
     folder = Path(trained.output_folder)
     rename = os.rename
 
-    def die(source: object, target: object) -> None:
+    def die(source: str | Path, target: str | Path) -> None:
         if "checkpoint_final" in str(source):
             raise Killed
         rename(source, target)
@@ -143,7 +149,12 @@ def restored(folder: Path, good: Path) -> Path:
 
 
 def spoil(path: Path, how: str) -> None:
-    {"damaged": truncate, "missing": Path.unlink}.get(how, lambda path: foreign(path, how))(path)
+    if how == "damaged":
+        truncate(path)
+    elif how == "missing":
+        path.unlink()
+    else:
+        foreign(path, how)
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_with(make_trainer: MakeTrainer, tmp_path: Path) -> None:

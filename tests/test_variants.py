@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from os.path import dirname, join
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,17 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_dinomed3d.trainers.schedule import Recipe, Schedule
-from nnunetv2_dinomed3d.trainers.trainer import STAGE1_BEST, nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants import released
-from nnunetv2_dinomed3d.trainers.variants.names import BASE, THEMES, UnknownTrainerError, trainer_class
-from nnunetv2_dinomed3d.trainers.whole import WholeLoader
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
+from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST
+from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Recipe, Schedule
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants import released
+from nnunetv2_dinomed3d.trainers.harness.whole_cases import WholeLoader
+from nnunetv2_dinomed3d.trainers.registry import BASE, SUFFIX_GROUPS, UnknownTrainerError, trainer_class
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
-SINGLE = [BASE, *(trainer.__name__ for trainers in THEMES.values() for trainer in trainers)]
+SINGLE = [BASE, *(trainer.__name__ for trainers in SUFFIX_GROUPS.values() for trainer in trainers)]
 COMBINED = [f"{BASE}_S_K1", f"{BASE}_L_250epochs", f"{BASE}_nano_K5_noStage1_released_20epochs"]
 
 
@@ -209,7 +212,7 @@ def test_released_resumes_a_stage_2_that_began_early(
     released_trainer.disable_checkpointing = True
     released_trainer._load_best_of_stage1()
     released_trainer.disable_checkpointing = False
-    released_trainer._begin_stage(2)
+    released_trainer.begin_stage(2)
     for values in released_trainer.logger.get_checkpoint().values():
         values[:] = [0.5] * 26
     released_trainer.save_checkpoint(join(tmp_path, "checkpoint_latest.pth"))
@@ -224,15 +227,15 @@ def test_released_resumes_a_stage_2_that_began_early(
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_released_augmentation(released_trainer: nnUNetTrainerDINOMed3D, stage: int) -> None:
+def test_released_augmentation(released_trainer: nnUNetTrainerDINOMed3D, stage: Stage) -> None:
     """Up to 15 degrees, 0.8 to 1.2 times the size and, in stage 2, shifts of 5%: together, for every other patch."""
-    released_trainer._begin_stage(stage)
+    released_trainer.begin_stage(stage)
     rotation, dummy_2d, loaded, mirror_axes = (
         released_trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     )
     assert np.allclose(rotation, (-np.pi / 12, np.pi / 12))
     assert dummy_2d
-    with released_trainer._stage_configuration():
+    with released_trainer.stage_configuration():
         patch_size = released_trainer.configuration_manager.patch_size
     assert loaded[0] == patch_size[0]
     transforms = released_trainer.get_training_transforms(patch_size, rotation, None, mirror_axes, dummy_2d).transforms
@@ -271,7 +274,7 @@ def test_released_augmentation(released_trainer: nnUNetTrainerDINOMed3D, stage: 
 
 def test_released_loads_enough_for_what_it_turns_and_shifts(released_trainer: nnUNetTrainerDINOMed3D) -> None:
     """Corners of the largest patch, turned and shifted the most, are inside of what is loaded."""
-    released_trainer._begin_stage(2)
+    released_trainer.begin_stage(2)
     *_, loaded, _ = released_trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     final = np.array(released_trainer.configuration_manager.patch_size[1:])
     cos, sin = np.cos(np.pi / 12), np.sin(np.pi / 12)
@@ -281,10 +284,11 @@ def test_released_loads_enough_for_what_it_turns_and_shifts(released_trainer: nn
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_released_sampling_and_network(released_trainer: nnUNetTrainerDINOMed3D, stage: int) -> None:
+def test_released_sampling_and_network(released_trainer: nnUNetTrainerDINOMed3D, stage: Stage) -> None:
     """No foreground oversampling, RoPE rescaled in both stages, LoRA on ICE, validation on every slice."""
-    released_trainer._begin_stage(stage)
-    train, val = released_trainer.get_dataloaders()
+    released_trainer.begin_stage(stage)
+    loaders: tuple[Any, Any] = released_trainer.get_dataloaders()
+    train, val = loaders
     assert train.data_loader.oversample_foreground_percent == 0
     assert isinstance(val.data_loader, WholeLoader)
     encoder = released_trainer.module.train().encoder
@@ -302,18 +306,19 @@ def test_released_predicts_with_the_best_epoch(
 ) -> None:
     """`checkpoint_final.pth` is what nnU-Net validates and predicts with: it gets the best epoch's weights."""
     trainer = released_trainer
-    trainer._begin_stage(2)
+    weight = trainer.module.get_parameter("decoder.seg_layers.weight")
+    trainer.begin_stage(2)
     trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     trainer.current_epoch = 70
     trainer.save_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
     best = {name: value.clone() for name, value in trainer.module.state_dict().items()}
     with torch.no_grad():
-        trainer.module.decoder.seg_layers.weight.add_(1)
+        weight.add_(1)
     trainer.current_epoch = 100
     trainer.on_train_end()
     final = torch.load(join(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
     assert all(torch.equal(value, best[name]) for name, value in final["network_weights"].items())
-    assert torch.equal(trainer.module.decoder.seg_layers.weight, best["decoder.seg_layers.weight"]), "validated too"
+    assert torch.equal(weight, best["decoder.seg_layers.weight"]), "validated too"
     assert final["init_args"]["final"] == {"best_epoch": 70}
     assert final["current_epoch"] == 100
     assert final["inference_allowed_mirroring_axes"] is None, "no mirroring"
@@ -352,7 +357,7 @@ def test_released_refuses_checkpoints_from_before_lora_on_ice(
         if ".lora_" not in name:
             weights[name.replace(".base_layer", "")] = tensor
     with pytest.raises(ValueError, match=r"without LoRA on the patch embedding.*older nnunetv2_dinomed3d"):
-        released_trainer._require_fit(checkpoint, filename)
+        released_trainer._check_matches_network(checkpoint, filename)
 
 
 def test_released_computes_in_float32(released_trainer: nnUNetTrainerDINOMed3D) -> None:

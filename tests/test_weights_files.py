@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 
 from nnunetv2_dinomed3d.weights.archive import require_sound_archive
 from nnunetv2_dinomed3d.weights.files import (
-    check_against_name,
     read_checkpoint,
     read_content,
     read_tensors,
     sha256,
+    verify_meta_checksum,
     weight_files,
 )
 
@@ -88,7 +88,7 @@ def test_truncated_file(save, part, tmp_path):
     ],
 )
 def test_not_weights_at_all(content, reason, tmp_path):
-    """What a failed download often leaves: nothing, an error page, a Git LFS pointer."""
+    """A failed download often leaves this: nothing, an error page, a Git LFS pointer."""
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{reason}.*Download it again"):
@@ -114,7 +114,7 @@ def test_not_a_dict_of_tensors(content, reason, tmp_path):
 @pytest.mark.parametrize("key", ["teacher", "network_weights", "model_state_dict"])
 @pytest.mark.parametrize("save", [torch.save, save_legacy])
 def test_network_in_a_checkpoint(key, save, tmp_path):
-    """What a training saved besides (numpy's numbers, an optimiser) is no reason to refuse its network."""
+    """Other things that a training saved (numpy's numbers, an optimiser) are no reason to refuse its network."""
     tensors = {"a": torch.randn(2, 3)}
     save({"iteration": 3, "best": np.float64(0.5), "optimizer": {"state": {}}, key: tensors}, tmp_path / "file.pth")
     read = read_tensors(tmp_path / "file.pth")
@@ -297,7 +297,7 @@ def test_what_is_read_is_what_was_saved(dtype, save, tmp_path):
 
 @pytest.mark.skipif(not hasattr(torch, "uint16"), reason="an older PyTorch")
 def test_newer_dtypes(tmp_path):
-    """Those without a storage of their own: LightlyTrain and others export 8-bit floats."""
+    """Some have no storage of their own: LightlyTrain and others export 8-bit floats."""
     content = {"a": torch.ones(3, 2).to(torch.float8_e4m3fn), "b": torch.ones(3, dtype=torch.uint16)}
     torch.save(content, tmp_path / "file.pth")
     read = read_tensors(tmp_path / "file.pth")
@@ -323,7 +323,7 @@ def test_flipped_bit(place, tmp_path):
 
 
 def test_sound_archive(tmp_path):
-    """What torch.save wrote is sound; half of it, another program's archive, and another file are not."""
+    """A file of torch.save is sound; half of it, another program's archive, and another file are not."""
     path = tmp_path / "file.pth"
     torch.save({"a": torch.randn(1000), "b": torch.empty(0)}, path)
     require_sound_archive(path)
@@ -461,7 +461,7 @@ def test_folder_with_a_pipe(tmp_path):
 
 
 def checkpoint():
-    """As nnU-Net's save_checkpoint makes it, with the types that are in a real one."""
+    """A checkpoint as nnU-Net's save_checkpoint makes it, with the types that are in a real one."""
     return {
         "network_weights": {"encoder.ice.conv.bias": torch.randn(8), "_extra_state": torch.tensor(1)},
         "optimizer_state": {
@@ -542,7 +542,7 @@ def test_no_checkpoint_of_nnunet(missing, tmp_path):
 
 
 def test_error_page_in_place_of_a_checkpoint(tmp_path):
-    """What a failed download leaves."""
+    """A failed download leaves such files."""
     (tmp_path / "checkpoint.pth").write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(ValueError, match=r"neither a safetensors nor a PyTorch file.*name another checkpoint"):
         read_checkpoint(tmp_path / "checkpoint.pth")
@@ -561,7 +561,7 @@ def test_checksum_is_that_of_the_whole_file(tmp_path):
 def test_checksum_in_metas_file_names():
     """A damaged download that still loads would train from wrong numbers; other names promise nothing."""
     meta, damaged = Path("dinov3_vitl16plus_pretrain_sat493m-0123abcd.pth"), "f" * 64
-    check_against_name(meta, "0123abcd" + "f" * 56)
-    check_against_name(Path("mine-20260101.pth"), damaged)
+    verify_meta_checksum(meta, "0123abcd" + "f" * 56)
+    verify_meta_checksum(Path("mine-20260101.pth"), damaged)
     with pytest.raises(ValueError, match=rf"starts with 0123abcd.*it is {damaged}.*repeat it.*another name"):
-        check_against_name(meta, damaged)
+        verify_meta_checksum(meta, damaged)

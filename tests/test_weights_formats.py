@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DINOv3ViTBackbone, DINOv3ViTConfig, DINOv3ViTModel
 
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.network_architecture.encoder import SlabEncoder
-from nnunetv2_dinomed3d.weights import load_pretrained_weights, load_weights
+from nnunetv2_dinomed3d.weights import load_weights, read_pretrained
 from nnunetv2_dinomed3d.weights.formats import to_timm
+from tests.networks import network_of
 
 WIDTH, DEPTH = 96, 4
 SMALL = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": 3}
@@ -87,8 +87,8 @@ def as_meta(state, gated):
 def our_features(path, vit_name, image, monkeypatch, qkv_bias=False):
     """Block outputs ``(E, h, w)`` of our encoder with the file's weights; the colours are its three slices."""
     monkeypatch.setenv("DINOMED3D_WEIGHTS", str(path))
-    encoder = SlabEncoder(1, 3, vit_name, SMALL, 2, 2, 0.0, qkv_bias=qkv_bias).eval()
-    weights = load_pretrained_weights(vit_name, encoder.pretrained_shapes())
+    encoder = SlabEncoder(1, 3, vit_name, SMALL, lora_rank=2, lora_alpha=2, lora_dropout=0.0, qkv_bias=qkv_bias).eval()
+    weights = read_pretrained(vit_name, encoder.pretrained_shapes())
     encoder.load_pretrained(weights.tensors)
     with torch.no_grad():
         features = encoder(image[:, None], pad_depth=False)
@@ -152,7 +152,7 @@ def test_a_qkv_bias_that_was_trained(layout, tmp_path, monkeypatch):
     path = tmp_path / "vit.pth"
     torch.save(meta, path)
     if layout == "dinomed3d":
-        encoder = SlabEncoder(1, 3, PLAIN, SMALL, 2, 2, 0.0, qkv_bias=True)
+        encoder = SlabEncoder(1, 3, PLAIN, SMALL, lora_rank=2, lora_alpha=2, lora_dropout=0.0, qkv_bias=True)
         encoder.load_pretrained(load_weights(path, PLAIN, encoder.pretrained_shapes()).tensors)
         torch.save({f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}, path)
     found, ours = our_features(path, PLAIN, IMAGE, monkeypatch, qkv_bias=True)
@@ -170,7 +170,7 @@ def assert_are_states(features, states):
 @pytest.mark.parametrize("shard_size", ["1GB", "200KB"])
 @pytest.mark.parametrize("model_class", [DINOv3ViTModel, DINOv3ViTBackbone])
 def test_folder_of_transformers(model_class, shard_size, tmp_path, monkeypatch):
-    """What save_pretrained writes is used as it is, whichever class wrote it and in however many files."""
+    """A file of save_pretrained is used as it is, whichever class wrote it and in however many files."""
     transformers_vit(False, model_class).save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (tmp_path / "model.safetensors").is_file() == (shard_size == "1GB")
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_folder_of_transformers(model_class, shard_size, tmp_path, monkeypatch):
 def our_network(**options):
     torch.manual_seed(0)
     settings = {"in_channels": 1, "num_classes": 2, "decoder_channels": 16, "detail_channels": 8, "lora_rank": 2}
-    return randomise(DINOMed3D(**{**settings, "vit_name": PLAIN, "vit_kwargs": SMALL, **options}))
+    return randomise(network_of(**{**settings, "vit_name": PLAIN, "vit_kwargs": SMALL, **options}))
 
 
 @pytest.mark.parametrize("vit_name", [PLAIN, PLUS])
@@ -294,7 +294,7 @@ def test_renamed_tensor(layout, tmp_path, monkeypatch):
     torch.save(state, tmp_path / "vit.pth")
     monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "vit.pth"))
     with pytest.raises(ValueError, match=r"2 tensors .*blocks.1.norm2.weight: expected \(96,\), found no such tensor"):
-        load_pretrained_weights(PLUS, expected_shapes())
+        read_pretrained(PLUS, expected_shapes())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -304,7 +304,7 @@ def test_weights_of_another_size(layout, size, tmp_path, monkeypatch):
     torch.save(dict(LAYOUTS[layout]()), tmp_path / "vit.pth")
     monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "vit.pth"))
     with pytest.raises(ValueError, match=r"ViT of width 96 and depth 4, the trainer needs width \d+ and depth \d"):
-        load_pretrained_weights(PLUS, expected_shapes(**size))
+        read_pretrained(PLUS, expected_shapes(**size))
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_unknown_format():
 
 
 def test_two_tensors_of_one_name():
-    """Which of the two would be used is a matter of luck."""
+    """Luck would decide which of the two is used."""
     state = released("transformers")
     state["model.layer.2.norm1.weight"] = torch.zeros(WIDTH)
     with pytest.raises(ValueError, match=r"two tensors are blocks.2.norm1.weight"):

@@ -4,19 +4,21 @@ import json
 import zlib
 from functools import cache
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture import build_dinomed3d
 from nnunetv2_dinomed3d.weights import (
     ReferenceCheckpoint,
     describe_reference,
-    load_pretrained_weights,
     load_reference_checkpoint,
+    read_pretrained,
     read_reference,
 )
+from tests.networks import network_of
 
 FILES = {1: "stage1_best.pth", 2: "stage2_best.pth"}
 VIT = {1: "backbone.model.", 2: "encoder.backbone.model.base_model.model."}
@@ -86,7 +88,7 @@ def network(**options):
         "lora_alpha": 8,
         "depth_alignment": "released",
     }
-    return DINOMed3D(**{"in_channels": 1, "num_classes": CLASSES, **settings, **options}).eval()
+    return network_of(**{"in_channels": 1, "num_classes": CLASSES, **settings, **options}).eval()
 
 
 def assert_near(ours, theirs):
@@ -96,7 +98,7 @@ def assert_near(ours, theirs):
 
 def slab_logits(model, outputs):
     """Logits ``(2, 3, 48, 64)`` of the reference's two slabs."""
-    model.set_stage(1, bare_slabs=True)
+    model.set_stage(1, single_slab_input=True)
     with torch.no_grad():
         return model(torch.from_numpy(outputs["input.stage1"])[:, None])[:, :, 0]
 
@@ -119,7 +121,7 @@ def test_stage1_gives_the_released_logits(lora_on_ice, states, outputs):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert load_reference_checkpoint(model, {"model_state_dict": states[1], "epoch": 12}) == 1
     assert model.stage == 1
-    assert model.has_weights
+    assert model.weights_loaded
     for name, tensor in model.state_dict().items():
         filled = name.startswith(("encoder.", "proxy_head.")) and ".lora_" not in name
         if name != "_extra_state":
@@ -137,7 +139,7 @@ def test_stage2_gives_the_released_intermediates_and_logits(lora_on_ice, states,
     assert load_reference_checkpoint(model, {"model_state_dict": states[2]}) == 2
     assert model.stage == 2
     assert not any(tensor.any() for tensor in model.proxy_head.state_dict().values())
-    got = {}
+    got: dict[str, Any] = {}
     for name, module in {
         "encoder": model.encoder,
         "cnn_encoder": model.detail,
@@ -164,7 +166,7 @@ def test_backbone_of_the_reference_as_metas_file(states, outputs, tmp_path, monk
     torch.save(meta, tmp_path / "vit.pth")
     monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "vit.pth"))
     model = network()
-    weights = load_pretrained_weights("vit_small_patch16_dinov3", model.pretrained_shapes())
+    weights = read_pretrained("vit_small_patch16_dinov3", model.pretrained_shapes())
     assert weights.format == "meta"
     model.load_pretrained(weights.tensors)
     with torch.no_grad():
@@ -174,7 +176,7 @@ def test_backbone_of_the_reference_as_metas_file(states, outputs, tmp_path, monk
 
 
 def test_state_dict_without_its_file_loads_too(states):
-    """What `read_reference` gives goes straight into the network."""
+    """The result of `read_reference` goes straight into the network."""
     assert load_reference_checkpoint(network(), states[2]) == 2
 
 
@@ -228,7 +230,7 @@ QKV = f"{VIT[2]}blocks.2.attn.qkv."
         (2, drop(f"{PATCH}lora_A.default.weight"), r"lora_A.default.weight .*expected \(4, 3, 16, 16\), found no such"),
         (2, drop(f"{PATCH}lora_B.default.weight"), r"lora_B.default.weight .*expected \(96, 4, 1, 1\), found no such"),
         (2, move("adapter_3d.id1.2.weight", "adapter_3d.id2.2.weight"), r"adapter.levels.2.2.weight: expected \(1,\)"),
-        (2, lambda state: state.update(ema=torch.zeros(2)), r"1 tensors .* ema: expected no such tensor, found \(2,\)"),
+        (2, lambda state: state.update(ema=torch.zeros(2)), r"1 tensor .* ema: expected no such tensor, found \(2,\)"),
         (
             2,
             edit("fusion_mid.gate.0.bias", lambda t: t * torch.nan),
@@ -251,7 +253,7 @@ def test_faulty_checkpoint(stage, fault, reason, states):
     with pytest.raises(ValueError, match=reason):
         load_reference_checkpoint(model, {"model_state_dict": states[stage]})
     assert model.stage == 2
-    assert not model.has_weights
+    assert not model.weights_loaded
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -348,7 +350,7 @@ def test_no_description(stage, fault, reason, states):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_reading_a_file(stage, states, tmp_path):
-    """As the released code saves it: epoch, optimiser state and numpy's numbers beside the weights."""
+    """The released code saves epoch, optimiser state and numpy's numbers beside the weights."""
     optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}]}
     content = {
         "epoch": np.int64(7),
@@ -395,7 +397,7 @@ def test_file_of_another_kind(content, reason, tmp_path, capfd):
 
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>"])
 def test_no_file_at_all(content, tmp_path):
-    """What a failed download leaves."""
+    """A failed download leaves such files."""
     path = tmp_path / "stage2_best.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"stage2_best.pth is .*or download it again"):

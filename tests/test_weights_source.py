@@ -1,4 +1,4 @@
-"""Which weights a training starts from, and what the user reads when it cannot."""
+"""The weights that a training starts from, and the message if there are none."""
 
 import hashlib
 import os
@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from nnunetv2_dinomed3d.weights import (
     PretrainedWeights,
     WeightsUnavailableError,
-    load_pretrained_weights,
+    read_pretrained,
     weights_setting,
 )
-from nnunetv2_dinomed3d.weights.stage1 import load_stage1
+from nnunetv2_dinomed3d.weights.stage1 import read_stage1_checkpoint
 
 VIT = "vit_base_patch16_dinov3"
 REPOSITORY = "timm/vit_base_patch16_dinov3.lvd1689m"
@@ -61,7 +61,7 @@ def use(monkeypatch, tmp_path):
 def test_random_weights_only_on_request(monkeypatch):
     """The word asks for a training from scratch; it is the only way to get one."""
     monkeypatch.setenv("DINOMED3D_WEIGHTS", "random")
-    assert load_pretrained_weights(VIT, shapes()) is None
+    assert read_pretrained(VIT, shapes()) is None
     assert weights_setting(VIT).source == "random"
     assert weights_setting(VIT).available
 
@@ -70,7 +70,7 @@ def test_file(use):
     """The log says which file it was, without the user's folders, and the weights are ready for the network."""
     state = {name: tensor.half() for name, tensor in tensors().items()}
     path = use(state)
-    loaded = load_pretrained_weights(VIT, shapes())
+    loaded = read_pretrained(VIT, shapes())
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     assert (loaded.file, loaded.sha256, loaded.format) == ("weights.safetensors", checksum, "timm")
     assert loaded.tensors.keys() == state.keys()
@@ -88,13 +88,13 @@ def test_tilde_is_the_home_folder(use, monkeypatch):
     path = use(tensors())
     monkeypatch.setenv("HOME", str(path.parent))
     monkeypatch.setenv("DINOMED3D_WEIGHTS", "~/weights.safetensors")
-    assert load_pretrained_weights(VIT, shapes()).file == "weights.safetensors"
+    assert read_pretrained(VIT, shapes()).file == "weights.safetensors"
 
 
 def assert_refused(reason):
     """By the training and, before it, by `dinomed3d doctor`."""
     with pytest.raises(ValueError, match=reason):
-        load_pretrained_weights(VIT, shapes())
+        read_pretrained(VIT, shapes())
     setting = weights_setting(VIT)
     assert setting.source == "file"
     assert not setting.available
@@ -120,7 +120,7 @@ def test_damaged_file_names_the_variable(tmp_path, monkeypatch):
     (tmp_path / "weights.pth").write_bytes(b"<!DOCTYPE html>")
     monkeypatch.setenv("DINOMED3D_WEIGHTS", str(tmp_path / "weights.pth"))
     with pytest.raises(ValueError, match=r"DINOMED3D_WEIGHTS: .*weights.pth is neither a safetensors nor"):
-        load_pretrained_weights(VIT, shapes())
+        read_pretrained(VIT, shapes())
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,10 @@ def test_stage1_that_is_none(content, reason, tmp_path):
     """Stage 2 would train for days on a frozen encoder of NaN; the variable that named the file is said."""
     sound = {"network_weights": {"a": torch.ones(3)}, "init_args": {}, "trainer_name": "nnUNetTrainerDINOMed3D"}
     torch.save(sound, tmp_path / "checkpoint.pth")
-    assert load_stage1(tmp_path / "checkpoint.pth").dataset is None
+    assert read_stage1_checkpoint(tmp_path / "checkpoint.pth").dataset is None
     torch.save(sound | content, tmp_path / "checkpoint.pth")
     with pytest.raises(ValueError, match=rf"DINOMED3D_STAGE1: .*{reason}"):
-        load_stage1(tmp_path / "checkpoint.pth")
+        read_stage1_checkpoint(tmp_path / "checkpoint.pth")
 
 
 @pytest.mark.parametrize("plans", [None, [], "plans", {"dataset_name": [1]}])
@@ -148,9 +148,10 @@ def test_stage1_with_odd_plans(plans, tmp_path):
     """They tell of leaked cases, no more: what they lack is not told."""
     content = {"network_weights": {"a": torch.ones(3)}, "init_args": {"plans": plans, "fold": []}, "trainer_name": "x"}
     torch.save(content, tmp_path / "checkpoint.pth")
-    assert (load_stage1(tmp_path / "checkpoint.pth").dataset, load_stage1(tmp_path / "checkpoint.pth").fold) == (
-        None,
-    ) * 2
+    assert (
+        read_stage1_checkpoint(tmp_path / "checkpoint.pth").dataset,
+        read_stage1_checkpoint(tmp_path / "checkpoint.pth").fold,
+    ) == (None,) * 2
 
 
 def test_hub_without_a_network_is_asked_once(tmp_path):
@@ -181,7 +182,7 @@ def test_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DINOMED3D_WEIGHTS", str(folder))
     assert weights_setting(VIT).available
     assert "the folder" in weights_setting(VIT).description
-    loaded = load_pretrained_weights(VIT, shapes())
+    loaded = read_pretrained(VIT, shapes())
     checksum = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert (loaded.file, loaded.sha256, loaded.format) == ("dinov3-vitb16", checksum, "timm")
 
@@ -200,7 +201,7 @@ def test_default_is_timms_file_of_the_hub(value, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    loaded = load_pretrained_weights(VIT, shapes())
+    loaded = read_pretrained(VIT, shapes())
     assert asked == [(REPOSITORY, "model.safetensors")]
     assert loaded.file == f"{REPOSITORY}/model.safetensors"
     assert loaded.format == "timm"
@@ -211,7 +212,7 @@ def test_cached_file_needs_no_network(tmp_path, monkeypatch):
     save_file(tensors(), tmp_path / "blob")
     assert not weights_setting(VIT).available
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: str(tmp_path / "blob"))
-    assert isinstance(load_pretrained_weights(VIT, shapes()), PretrainedWeights)
+    assert isinstance(read_pretrained(VIT, shapes()), PretrainedWeights)
     setting = weights_setting(VIT)
     assert setting.source == "hub"
     assert setting.available
@@ -226,7 +227,7 @@ def test_hub_does_not_answer(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
     with pytest.raises(WeightsUnavailableError) as caught:
-        load_pretrained_weights(VIT, shapes())
+        read_pretrained(VIT, shapes())
     message = str(caught.value)
     for part in (
         f"model.safetensors of {REPOSITORY}",
@@ -245,13 +246,13 @@ def test_hub_does_not_answer(monkeypatch):
 def test_vit_without_pretrained_weights(vit_name):
     """A class attribute with a typo is named, instead of an AttributeError from timm."""
     with pytest.raises(ValueError, match=rf"no pretrained weights of '{vit_name}'.*random"):
-        load_pretrained_weights(vit_name, shapes())
+        read_pretrained(vit_name, shapes())
 
 
 def test_weights_of_the_tiny_vit_are_lightlytrains(monkeypatch):
     """Neither Meta nor timm has this size: without a file the user learns where to get one."""
     tiny = "vit_tiny_patch16_dinov3"
-    for ask in (lambda: load_pretrained_weights(tiny, shapes()), lambda: weights_setting(tiny)):
+    for ask in (lambda: read_pretrained(tiny, shapes()), lambda: weights_setting(tiny)):
         with pytest.raises(ValueError, match=r"LightlyTrain publishes .*dinov3/vitt16.*\.pth.* set DINOMED3D_WEIGHTS"):
             ask()
 
@@ -260,14 +261,14 @@ def test_checkpoint_of_the_released_code(use):
     """The authors' stage 1 is no DINOv3 file: the message leads to the command that converts it."""
     path = use({"model_state_dict": {"backbone.model.cls_token": torch.zeros(1)}}, "stage1_best.pth", torch.save)
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: .*dinomed3d convert"):
-        load_pretrained_weights(VIT, shapes())
+        read_pretrained(VIT, shapes())
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda state: state.pop("cls_token"), r"1 tensors .* cls_token: expected \(1, 1, 8\), found no such tensor"),
-        (lambda state: state.update(head=torch.zeros(3)), r"1 tensors .* head: expected no such tensor, found \(3,\)"),
+        (lambda state: state.pop("cls_token"), r"1 tensor .* cls_token: expected \(1, 1, 8\), found no such tensor"),
+        (lambda state: state.update(head=torch.zeros(3)), r"1 tensor .* head: expected no such tensor, found \(3,\)"),
         (lambda state: state.update(cls_token=torch.zeros(1, 8)), r"cls_token: expected \(1, 1, 8\), found \(1, 8\)"),
         (lambda state: state["cls_token"][..., 3].fill_(torch.inf), "cls_token holds values that are not finite"),
         (lambda state: state["cls_token"][..., 3].fill_(torch.nan), "cls_token holds values that are not finite"),
@@ -281,7 +282,7 @@ def test_file_that_does_not_fit(change, reason, use):
     change(state)
     path = use(state)
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: .*{reason}"):
-        load_pretrained_weights(VIT, shapes())
+        read_pretrained(VIT, shapes())
 
 
 @pytest.mark.parametrize(("width", "depth"), [(4, 2), (8, 3), (4, 5)])
@@ -289,12 +290,12 @@ def test_weights_of_another_size(width, depth, use):
     """The commonest mistake, ViT-S weights for the ViT-B trainer: the message says both sizes and what to change."""
     use(tensors(width, depth))
     sizes = rf"ViT of width {width} and depth {depth}, the trainer needs width 8 and depth 2"
-    with pytest.raises(ValueError, match=rf"{sizes}; use the weights of {VIT}, or .*-tr"):
-        load_pretrained_weights(VIT, shapes())
+    with pytest.raises(ValueError, match=rf"{sizes}: use the weights of {VIT}, or .*-tr"):
+        read_pretrained(VIT, shapes())
 
 
 def test_damaged_download_from_meta(use):
     """The file loads, but is not the one that Meta published under this name."""
     use(tensors(), "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth", torch.save)
     with pytest.raises(ValueError, match="starts with 73cec8be"):
-        load_pretrained_weights(VIT, shapes())
+        read_pretrained(VIT, shapes())

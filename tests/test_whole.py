@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_dinomed3d.trainers.sampling import stop_workers
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.whole import Window, evenly, only_rows, starts_along, windows_of_case
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.harness.loader_workers import stop_workers
+from nnunetv2_dinomed3d.trainers.harness.whole_cases import Window, evenly, only_rows, starts_along, windows_of_case
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded
 
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
@@ -68,6 +69,7 @@ def counts(trainer: nnUNetTrainerDINOMed3D) -> tuple[np.ndarray, list[str]]:
     """True positives, false positives and false negatives of an epoch's validation, and its cases."""
     trainer.network.eval()
     total, cases = np.zeros(3), []
+    assert trainer.dataloader_val
     with torch.no_grad():
         for _ in range(trainer.num_val_iterations_per_epoch):
             batch = next(trainer.dataloader_val)
@@ -77,10 +79,10 @@ def counts(trainer: nnUNetTrainerDINOMed3D) -> tuple[np.ndarray, list[str]]:
     return total, cases
 
 
-def stage(trainer: nnUNetTrainerDINOMed3D, number: int) -> None:
+def stage(trainer: nnUNetTrainerDINOMed3D, number: Stage) -> None:
     if not trainer.was_initialized:
         trainer.initialize()
-    trainer._begin_stage(number)
+    trainer.begin_stage(number)
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
 
 
@@ -90,7 +92,7 @@ def test_stage_1_is_validated_on_every_slice_once(make_trainer: MakeTrainer, mon
     # a patch as large as the cases: one window a slice
     trainer.configuration_manager.configuration["patch_size"] = [10, 32, 32]
     stage(trainer, 1)
-    torch.nn.init.normal_(trainer.module.proxy_head.seg_layers.weight)
+    torch.nn.init.normal_(trainer.module.get_parameter("proxy_head.seg_layers.weight"))
     _, dataset = trainer.get_tr_and_val_datasets()
     slices = sum(dataset.load_case(case)[0].shape[1] for case in dataset.identifiers)
     got, cases = counts(trainer)
@@ -102,7 +104,8 @@ def test_stage_1_is_validated_on_every_slice_once(make_trainer: MakeTrainer, mon
     assert total == sum((np.asarray(dataset.load_case(case)[1][:]) == 1).sum() for case in dataset.identifiers)
 
     # two ranks add up to the same
-    added, shared = np.zeros(3), []
+    added = np.zeros(3)
+    shared: list[str] = []
     for rank in range(2):
         monkeypatch.setattr(trainer, "_rank_and_ranks", lambda rank=rank: (rank, 2))
         trainer.dataloader_val = trainer._whole_dataloader()
@@ -114,7 +117,7 @@ def test_stage_1_is_validated_on_every_slice_once(make_trainer: MakeTrainer, mon
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_worker_process_gives_the_windows_in_turn(
-    number: int, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    number: Stage, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many nnU-Net is allowed: several would not each begin where another stopped."""
     epochs = []
@@ -141,6 +144,7 @@ def test_stage_2_is_validated_on_whole_cases(make_trainer: MakeTrainer) -> None:
     assert set(cases) == set(dataset.identifiers)
     plain = make_trainer(nnUNetTrainerSeeded)
     stage(plain, 2)
+    assert plain.dataloader_val
     assert "real" not in next(plain.dataloader_val)
     assert plain.num_val_iterations_per_epoch == plain.val_iterations_per_epoch
 

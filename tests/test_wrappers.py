@@ -1,4 +1,6 @@
-"""What nnU-Net wraps the network in on GPUs, here on the CPU: DDP (gloo, two processes) and torch.compile."""
+"""The wrappers of nnU-Net on GPUs, here on the CPU: DDP (gloo, two processes) and torch.compile."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from tests.conftest import leave_process_group
 
 
@@ -20,7 +23,7 @@ def _train_on_two_ranks(rank: int, address: str) -> None:
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     network = nano(seed=rank)  # DDP makes rank 0's weights everybody's
     for stage in (1, 2):
-        network.set_stage(stage, bare_slabs=stage == 1)
+        network.set_stage(stage, single_slab_input=stage == 1)
         wrapped = DistributedDataParallel(network)  # anew: it fixes which gradients are reduced
         optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-3)
         for step in range(2):  # a parameter without a gradient would be an error in the second
@@ -35,13 +38,13 @@ def _train_on_two_ranks(rank: int, address: str) -> None:
     leave_process_group()
 
 
-def test_ddp_keeps_the_ranks_equal_in_both_stages(tmp_path) -> None:
+def test_ddp_keeps_the_ranks_equal_in_both_stages(tmp_path: Path) -> None:
     multiprocessing.spawn(_train_on_two_ranks, (f"file://{tmp_path / 'rendezvous'}",), nprocs=2)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_compiles_without_graph_breaks_to_equal_results(stage: int) -> None:
-    """As on CUDA: the ViT's blocks checkpointed."""
+def test_compiles_without_graph_breaks_to_equal_results(stage: Stage) -> None:
+    """The ViT's blocks are checkpointed, as on CUDA."""
     network = nano().eval()
     network.set_stage(stage)
     network.checkpoint_activations()
@@ -58,7 +61,7 @@ def test_compiles_without_graph_breaks_to_equal_results(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_compiles_in_training_mode_under_autocast(stage: int) -> None:
+def test_compiles_in_training_mode_under_autocast(stage: Stage) -> None:
     """Under the trainer's: the backward pass is traced in the caller's dtype, float16 would not go with bfloat16."""
     network = nano().train()
     network.set_stage(stage)

@@ -1,1 +1,1 @@
-"""The demo: data of its own, nnU-Net's real commands, a picture."""
+"""The demo: a data set that is generated, nnU-Net's real commands on it, and a picture of the result."""

@@ -1,4 +1,4 @@
-"""Made-up volumes for the demo: an organ, a nodule in it, and look-alikes of the nodule that are not labelled."""
+"""Generated volumes for the demo: an organ, a nodule in it, and unlabelled look-alikes of the nodule."""
 
 import json
 from pathlib import Path
@@ -10,22 +10,22 @@ from scipy.ndimage import gaussian_filter
 SHAPE = (12, 40, 40)
 """Slices, rows, columns."""
 SPACING = (1.0, 1.0, 3.0)
-"""Millimetres in SimpleITK's order x, y, z: slices are thick."""
+"""Millimetres in SimpleITK's order (x, y, z); the slices are thick."""
 LABELS = {"background": 0, "organ": 1, "nodule": 2}
 BACKGROUND_INTENSITY, ORGAN_INTENSITY, NODULE_INTENSITY = 60.0, 130.0, 210.0
 
 
 def _ellipsoid(centre: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Mask ``(z, y, x)`` of `SHAPE`; centre and radii in voxels."""
+    """The mask of an ellipsoid, ``(z, y, x)`` of `SHAPE`; centre and radii are in voxels."""
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), axis=-1)
     return (((grid - centre) / radii) ** 2).sum(axis=-1) <= 1
 
 
 def make_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Image (float32) and labels (uint8) of one case, both ``(z, y, x)`` of `SHAPE`.
+    """Make image (float32) and labels (uint8) of one case, both ``(z, y, x)`` of `SHAPE`.
 
-    The organ has a texture of its own, noise lies over everything, and two unlabelled blobs outside the organ are as
-    bright as the nodule: intensity alone does not tell it.
+    The organ has its own texture, and noise lies over everything. Two unlabelled blobs outside of the organ are as
+    bright as the nodule, so that intensity alone does not identify it.
     """
     middle = np.array(SHAPE) / 2
     centre = middle + rng.uniform(-1, 1, 3) * (0.5, 3.0, 3.0)
@@ -56,12 +56,12 @@ def _write(array: np.ndarray, path: Path) -> None:
 
 
 def make_dataset(folder: Path, training_cases: int, test_cases: int, seed: int = 0) -> None:
-    """Write a data set in nnU-Net's raw format, ground truth of the test cases in ``labelsTs``.
+    """Write a data set in nnU-Net's raw format. The reference of the test cases is in ``labelsTs``.
 
     Args:
         folder: ``.../nnUNet_raw/DatasetXXX_Name``, new or without images and labels.
-        training_cases, test_cases: how many.
-        seed: of all that is random.
+        training_cases, test_cases: numbers of cases.
+        seed: seed of the random numbers.
     """
     rng = np.random.default_rng(seed)
     for images, labels, prefix, count in (

@@ -1,1 +1,1 @@
-"""Comparing trainings: measures, statistics, report. Imports neither torch nor anything else of this package."""
+"""Comparing trained models: measures, statistics and the report. PyTorch and nnU-Net are not imported."""

@@ -1,7 +1,8 @@
-"""A document of paragraphs, tables and pictures, as Markdown and as one HTML file."""
+"""A document of paragraphs, tables and pictures, written as Markdown and as one HTML file."""
 
 import base64
 import html
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,34 +10,55 @@ from nnunetv2_dinomed3d.evaluation.text import markdown, markdown_line
 from nnunetv2_dinomed3d.text import printable
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+  overflow-wrap: anywhere }
+h1, h2, h3 { line-height: 1.25 }
+.lead { font-size: 1.15rem; font-weight: 600; margin: .5rem 0 }
 table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; display: block; overflow-x: auto }
-td, th { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; font-variant-numeric: tabular-nums }
+td, th { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; vertical-align: top;
+  font-variant-numeric: tabular-nums }
+td:nth-child(-n+2) { min-width: 5rem }
+td:nth-child(n+3), .number { white-space: nowrap }
+th { overflow-wrap: normal }
 img { max-width: 100% }
 figure { margin: 1rem 0 }
 figcaption { color: #555; font-size: 13px }
 """
+"""Numbers and intervals stay on one line; names, which stand in the first two columns, may break anywhere."""
 
 
 @dataclass(frozen=True)
 class Heading:
+    """A heading of level 1 to 6."""
+
     text: str
     level: int = 2
 
 
 @dataclass(frozen=True)
+class Lead:
+    """A sentence that answers what the document is about."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Paragraph:
+    """Running text."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Bullets:
+    """A list."""
+
     items: list[str]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table; every row has as many cells as there are columns."""
+    """A table. Every row has as many cells as there are columns; the first two columns hold names."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -50,17 +72,17 @@ class Picture:
     caption: str
 
 
-Block = Heading | Paragraph | Bullets | Grid | Picture
+Block = Heading | Lead | Paragraph | Bullets | Grid | Picture
 
 
 def to_markdown(blocks: list[Block], folder: Path) -> str:
-    """Markdown; pictures are linked relative to `folder`. No text is taken for markup."""
+    """The document as Markdown, with links to pictures relative to `folder`. No text is taken for markup."""
     parts = []
     for block in blocks:
         match block:
             case Heading(text, level):
                 parts.append(f"{'#' * level} {markdown_line(text)}")
-            case Paragraph(text):
+            case Lead(text) | Paragraph(text):
                 parts.append(markdown_line(text))
             case Bullets(items):
                 parts.append("\n".join(f"- {markdown_line(item)}" for item in items))
@@ -82,10 +104,11 @@ def _escaped(text: str) -> str:
 
 
 def to_html(blocks: list[Block], title: str) -> str:
-    """One HTML file with the pictures in it."""
+    """The document as one HTML file that holds its pictures. No text is taken for markup."""
     body = "\n".join(_block_html(block) for block in blocks)
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_escaped(title)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_escaped(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -94,18 +117,17 @@ def _block_html(block: Block) -> str:
     match block:
         case Heading(text, level):
             return f"<h{level}>{_escaped(text)}</h{level}>"
+        case Lead(text):
+            kept = re.sub(r"\[[-+.,0-9 ]+\]", r'<span class="number">\g<0></span>', _escaped(text))
+            return f'<p class="lead">{kept}</p>'
         case Paragraph(text):
             return f"<p>{_escaped(text)}</p>"
         case Bullets(items):
             return "<ul>" + "".join(f"<li>{_escaped(item)}</li>" for item in items) + "</ul>"
         case Grid(columns, rows):
             head = "".join(f"<th>{_escaped(cell)}</th>" for cell in columns)
-            lines = ["".join(f"<td>{_escaped(cell)}</td>" for cell in row) for row in rows]
-            return (
-                f"<table><thead><tr>{head}</tr></thead><tbody>"
-                + "".join(f"<tr>{r}</tr>" for r in lines)
-                + "</tbody></table>"
-            )
+            lines = ["<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+            return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
         case Picture(path, caption):
             data = base64.b64encode(path.read_bytes()).decode()
             text = _escaped(caption)

@@ -1,4 +1,4 @@
-"""Measures every case of every model, in parallel processes."""
+"""Measuring every case of every model, in parallel processes."""
 
 import multiprocessing
 import os
@@ -7,68 +7,83 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunetv2_dinomed3d.evaluation.cases import Cases
-from nnunetv2_dinomed3d.evaluation.dataset import Description
+from nnunetv2_dinomed3d.evaluation.cases import PairedCases
+from nnunetv2_dinomed3d.evaluation.dataset_labels import DatasetLabels
 from nnunetv2_dinomed3d.evaluation.label_map import geometry_warning, read_label_map, structures
 from nnunetv2_dinomed3d.evaluation.metrics import Structure, dice, hd95, surface_dice, surface_distances
 from nnunetv2_dinomed3d.evaluation.planes import Plane, PlaneChooser
 from nnunetv2_dinomed3d.processes import STOP_SIGNALS, children_end_with_us, end_with_parent
 
+State = Literal["measured", "both empty", "false negative", "false positive"]
+"""What is there of a structure. A false negative structure is in the reference only, a false positive one in the
+prediction only."""
+
 
 @dataclass(frozen=True)
-class Measurement:
-    """One structure of one case, as one model predicted it. What is not defined is NaN.
+class Scores:
+    """The agreement of one predicted structure with its reference. A score that is not defined is NaN.
 
     Attributes:
-        state: "measured", "both empty", "missed" (only the prediction is empty) or "invented" (only the truth is).
         dice: 0 to 1; NaN if both are empty.
-        hd95_mm: NaN if both are empty; if one is, the image's diagonal, or NaN if those are excluded.
-        surface_dice: 0 to 1, at the label's tolerance; NaN if both are empty, 0 if one is.
-        truth_ml, prediction_ml: volumes.
+        hd95_mm: NaN if both are empty; if one is, the image's diagonal, or NaN if such cases are excluded.
+        surface_dice: 0 to 1, at the label's tolerance; 0 if one is empty, NaN if both are.
+        reference_ml, prediction_ml: volumes.
     """
 
-    case: str
-    model: str
-    label: str
-    state: str
+    state: State
     dice: float
     hd95_mm: float
     surface_dice: float
-    truth_ml: float
+    reference_ml: float
     prediction_ml: float
 
     @property
     def volume_difference_ml(self) -> float:
-        """Prediction less truth."""
-        return self.prediction_ml - self.truth_ml
+        """Prediction minus reference."""
+        return self.prediction_ml - self.reference_ml
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The scores of one structure in one case, as one model predicted it."""
+
+    case: str
+    model: str
+    label: str
+    scores: Scores
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How is measured.
+    """The rules of measuring.
 
     Attributes:
-        description: labels and what is ignored.
-        tolerances: of each label, the surface Dice's tolerance in mm.
-        exclude_empty: whether a case with one of both empty has no HD95, rather than the image's diagonal.
+        labels: the structures, and the ignore label.
+        tolerances: the surface Dice's tolerance of each label, in mm.
+        exclude_empty: whether a structure that is empty in one of the two has no HD95, instead of the image's diagonal.
     """
 
-    description: Description
+    labels: DatasetLabels
     tolerances: dict[str, float]
     exclude_empty: bool
 
 
 @dataclass(frozen=True)
-class Job:
-    """A case with all its predictions; a process does one at a time."""
+class MeasureJob:
+    """A case with all its predictions, for one process.
+
+    Attributes:
+        predictions: the file of each model.
+    """
 
     case: str
-    truth: Path
+    reference: Path
     predictions: dict[str, Path]
     rules: Rules
 
@@ -78,9 +93,9 @@ class Measured:
     """A case that was measured.
 
     Attributes:
-        measurements: every structure in every model's prediction.
-        warnings: what is odd in where its label maps lie.
-        plane: the slice to show.
+        measurements: of every structure in every model's prediction.
+        warnings: a sentence for everything odd about the position of its label maps.
+        plane: the slice that the report shows.
     """
 
     measurements: list[Measurement]
@@ -88,52 +103,61 @@ class Measured:
     plane: Plane
 
 
-def measure_pair(truth: Structure, prediction: Structure, diagonal: float, tolerance: float) -> dict[str, float | str]:
-    """The fields of a `Measurement` that the two structures decide; `diagonal` (mm) is HD95 where one is empty."""
-    volumes = {"truth_ml": truth.volume_ml, "prediction_ml": prediction.volume_ml}
+def measure_pair(reference: Structure, prediction: Structure, diagonal: float, tolerance: float) -> Scores:
+    """Compare a predicted structure with its reference.
+
+    Args:
+        diagonal: HD95 where one of them is empty, in mm; NaN for none.
+        tolerance: of the surface Dice, in mm.
+    """
+    volumes = (reference.volume_ml, prediction.volume_ml)
     nan = float("nan")
-    if not truth.voxels and not prediction.voxels:
-        return {"state": "both empty", "dice": nan, "hd95_mm": nan, "surface_dice": nan, **volumes}
-    if not truth.voxels or not prediction.voxels:
-        state = "missed" if truth.voxels else "invented"
-        return {"state": state, "dice": 0.0, "hd95_mm": diagonal, "surface_dice": 0.0, **volumes}
-    distances = surface_distances(truth, prediction)
-    return {
-        "state": "measured",
-        "dice": dice(truth, prediction),
-        "hd95_mm": hd95(distances),
-        "surface_dice": surface_dice(distances, tolerance),
-        **volumes,
-    }
+    if not reference.voxels and not prediction.voxels:
+        return Scores("both empty", nan, nan, nan, *volumes)
+    if not prediction.voxels:
+        return Scores("false negative", 0.0, diagonal, 0.0, *volumes)
+    if not reference.voxels:
+        return Scores("false positive", 0.0, diagonal, 0.0, *volumes)
+    distances = surface_distances(reference, prediction)
+    scores = (dice(reference, prediction), hd95(distances), surface_dice(distances, tolerance))
+    return Scores("measured", *scores, *volumes)
 
 
-def measure_case(job: Job) -> Measured:
-    """Every structure of a case in every model's prediction; each file is read once."""
-    rules = job.rules
-    labels, geometry = read_label_map(job.truth)
+def measure_case(job: MeasureJob) -> Measured:
+    """Measure every structure of a case in every model's prediction. Each file is read once.
+
+    Raises:
+        ValueError: a label map cannot be read, or does not fit the reference or the labels.
+    """
+    rules, ignore = job.rules, job.rules.labels.ignore
+    reference, geometry = read_label_map(job.reference)
     spacing = geometry.spacing_zyx
-    ignored = labels == rules.description.ignore if rules.description.ignore is not None else None
-    truths = structures(labels, spacing, rules.description, job.truth)
-    diagonal = float("nan") if rules.exclude_empty else float(np.linalg.norm(np.multiply(labels.shape, spacing)))
-    measurements, warnings, chooser = [], [], PlaneChooser(labels, spacing)
+    references = structures(reference, spacing, rules.labels, job.reference)
+    diagonal = float("nan") if rules.exclude_empty else float(np.linalg.norm(np.multiply(reference.shape, spacing)))
+    measurements, warnings, chooser = [], [], PlaneChooser(reference, spacing)
     if not geometry.orthogonal:
-        warnings.append(f"{job.case}: its axes are not at right angles; measured as if they were")
-    compared = labels if ignored is None else np.where(ignored, 0, labels)
+        warnings.append(f"{job.case}: its axes are not at right angles; it is measured as if they were")
+    ignored = reference == ignore if ignore is not None else None
+    compared = reference if ignored is None else np.where(ignored, 0, reference)
     for model, path in job.predictions.items():
-        predicted, where = read_label_map(path, geometry)
+        prediction, where = read_label_map(path, geometry)
         if warning := geometry_warning(geometry, where):
             warnings.append(f"{job.case}, {model}: {warning}")
         if ignored is not None:
-            predicted = np.where(ignored, 0, predicted)
-        for label, structure in structures(predicted, spacing, rules.description, path).items():
-            fields = measure_pair(truths[label], structure, diagonal, rules.tolerances[label])
-            measurements.append(Measurement(job.case, model, label, **fields))  # type: ignore[arg-type]
-        chooser.add(model, compared, predicted)
+            prediction = np.where(ignored, 0, prediction)
+        for label, structure in structures(prediction, spacing, rules.labels, path).items():
+            scores = measure_pair(references[label], structure, diagonal, rules.tolerances[label])
+            measurements.append(Measurement(job.case, model, label, scores))
+        chooser.add(model, compared, prediction)
     return Measured(measurements, warnings, chooser.plane())
 
 
 def process_count() -> int:
-    """nnU-Net's ``nnUNet_def_n_proc``, which defaults to 8, but no more than there are cores."""
+    """The number of processes: nnU-Net's ``nnUNet_def_n_proc`` (default 8), but no more than there are cores.
+
+    Raises:
+        ValueError: the variable holds no number of processes.
+    """
     setting = os.environ.get("nnUNet_def_n_proc", "8")
     if not re.fullmatch(r"0*[1-9][0-9]{0,4}", setting):
         raise ValueError(f"nnUNet_def_n_proc is {setting!r}: export a number of processes, 1 or more")
@@ -141,23 +165,23 @@ def process_count() -> int:
 
 
 def _start_process() -> None:
-    end_with_parent(ignore=STOP_SIGNALS)  # sent to the whole group; our parent ends us
+    end_with_parent(ignore=STOP_SIGNALS)  # a signal to the whole group reaches us too, but our parent ends us
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def measure(cases: Cases, rules: Rules) -> dict[str, Measured]:
-    """Every case, with a progress bar, in the order of the cases.
+def measure(cases: PairedCases, rules: Rules) -> dict[str, Measured]:
+    """Measure every case, with a progress bar; the result is in the order of the cases.
 
     Raises:
         ValueError: a label map cannot be measured, or a process was killed.
     """
     jobs = [
-        Job(case, truth, {model.name: model.predictions[case] for model in cases.models}, rules)
-        for case, truth in cases.truths.items()
+        MeasureJob(case, reference, {model.name: model.predictions[case] for model in cases.models}, rules)
+        for case, reference in cases.references.items()
     ]
     results: dict[str, Measured] = {}
     processes = min(process_count(), len(jobs))
-    context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads hold
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
     before = set(multiprocessing.active_children())
     with children_end_with_us(), ProcessPoolExecutor(processes, context, initializer=_start_process) as pool:
         try:
@@ -166,9 +190,9 @@ def measure(cases: Cases, rules: Rules) -> dict[str, Measured]:
                 results[futures[future]] = future.result()
         except BrokenProcessPool as error:
             raise ValueError(
-                f"One of {processes} processes was killed, likely for want of memory: export nnUNet_def_n_proc=1"
+                f"One of {processes} processes was killed, probably for lack of memory: export nnUNet_def_n_proc=1"
             ) from error
-        except BaseException:  # a bad file, a signal: nobody waits for what is being measured
+        except BaseException:  # a bad file or a signal: what is being measured is not waited for
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - before:
                 process.kill()

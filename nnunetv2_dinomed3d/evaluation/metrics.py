@@ -1,10 +1,10 @@
 """Measures of one structure in two label maps: Dice, HD95, surface Dice and volume.
 
-Arrays are (d, h, w), as SimpleITK gives them; spacing is mm in that order, so (z, y, x).
+Arrays are (d, h, w), as SimpleITK gives them. Spacing is in mm in the same order, (z, y, x).
 
-The surface of a structure is its voxels with a face on something that is not the structure; outside of the image
-nothing is. A distance is from the centre of such a voxel to that of the nearest one of the other structure. That is the
-surface of MedPy's ``hd95`` and of MONAI's ``compute_surface_dice``, and both measures come from the same distances.
+The surface of a structure is its voxels with at least one face on something else, or on the image's border. A distance
+goes from the centre of such a voxel to the centre of the nearest one of the other structure. MedPy's ``hd95`` and
+MONAI's ``compute_surface_dice`` use the same surface, and here both measures come from the same distances.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ import numpy as np
 from scipy.spatial import KDTree
 
 ROUNDING_MM = 1e-5
-"""By what a distance may exceed the tolerance: NIfTI keeps spacing in single precision, 0.8 mm reads as 0.800000012."""
+"""Excess over the tolerance that is rounding: NIfTI keeps spacing in single precision, 0.8 mm reads as 0.800000012."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """The voxels of a label or region, cropped to their box; the crop changes no measure.
+    """The voxels of a label or region, cropped to their box. The crop changes no measure.
 
     Attributes:
         mask: (d, h, w) bool, the crop; (0, 0, 0) if there is nothing.
@@ -33,32 +33,32 @@ class Structure:
 
     @cached_property
     def voxels(self) -> int:
-        """How many there are."""
+        """The number of voxels."""
         return int(np.count_nonzero(self.mask))
 
     @property
     def volume_ml(self) -> float:
-        """Volume in ml."""
+        """The volume in ml."""
         return self.voxels * float(np.prod(self.spacing)) / 1000
 
     @cached_property
     def surface(self) -> KDTree:
-        """Centres of the surface's voxels, (n, 3) in mm from the image's first voxel.
+        """The centres of the surface's voxels, (n, 3) in mm from the image's first voxel.
 
-        Cells of sliding midpoints, not shrunk to their points: with any other kind, a query from far inside of a large
-        hollow surface visits nearly all of it.
+        The tree has cells of sliding midpoints that are not shrunk to their points. With any other kind, a query from
+        far inside of a large hollow surface visits nearly all of it.
         """
         points = (np.argwhere(surface_of(self.mask)) + self.start) * self.spacing
         return KDTree(points, balanced_tree=False, compact_nodes=False)
 
 
 def crop(mask: np.ndarray, spacing: tuple[float, float, float], start: tuple[int, int, int] = (0, 0, 0)) -> Structure:
-    """The structure in a mask.
+    """The structure in a mask, cropped.
 
     Args:
         mask: (d, h, w) bool.
         spacing: mm, (z, y, x).
-        start: where the mask starts in the image, if it is cut out already.
+        start: first voxel of the mask in the image, (z, y, x), if the mask is cut out already.
     """
     lines = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     if not lines[0].size:
@@ -69,7 +69,7 @@ def crop(mask: np.ndarray, spacing: tuple[float, float, float], start: tuple[int
 
 
 def surface_of(mask: np.ndarray) -> np.ndarray:
-    """The voxels of a (d, h, w) mask that have one of their six faces on the outside."""
+    """The voxels of a (d, h, w) mask that have at least one of their six faces on the outside; (d, h, w)."""
     padded = np.pad(mask, 1)
     inside = mask.copy()
     for axis in range(3):
@@ -100,10 +100,10 @@ def surface_distances(a: Structure, b: Structure) -> np.ndarray:
 
 
 def hd95(distances: np.ndarray) -> float:
-    """95th percentile of `surface_distances`, both directions pooled (MedPy's), in mm."""
+    """95th percentile of `surface_distances`, both directions pooled (as MedPy), in mm."""
     return float(np.percentile(distances, 95))
 
 
 def surface_dice(distances: np.ndarray, tolerance: float) -> float:
-    """Share of both surfaces' voxels that is at most `tolerance` mm from the other surface (MONAI's)."""
+    """Share of both surfaces' voxels that lie at most `tolerance` mm from the other surface (as MONAI), 0 to 1."""
     return float(np.mean(distances <= tolerance + ROUNDING_MM))

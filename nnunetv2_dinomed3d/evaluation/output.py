@@ -1,4 +1,4 @@
-"""The folder that a comparison fills: made and tried before what takes long."""
+"""The folder that a comparison fills. It is made and tested before anything is measured."""
 
 import os
 import tempfile
@@ -7,13 +7,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FILES = ("cases.csv", "summary.json", "report.md", "report.html")
-ROOM = 2**22
-"""Bytes that are written for a trial."""
+TRIAL_BYTES = 2**22
+"""Bytes that are written to test the folder."""
 
 
 @contextmanager
 def output_folder(out: Path) -> Iterator[None]:
-    """Make the folder `out` and ``figures`` in it; if what is done meanwhile fails, what was made is removed.
+    """Make the folder `out` with a folder ``figures``, and remove what was made if the body fails.
 
     Raises:
         ValueError: nothing can be written there.
@@ -22,7 +22,7 @@ def output_folder(out: Path) -> Iterator[None]:
     made = [folder for folder in folders if not os.path.lexists(folder)]
     try:
         try:
-            _try(out)
+            _write_trial(out)
         except OSError as error:
             reason = error.strerror or error
             raise ValueError(f"-o {out}: the report cannot be written there: {reason}. Name another folder") from error
@@ -34,14 +34,14 @@ def output_folder(out: Path) -> Iterator[None]:
         raise
 
 
-def _try(out: Path) -> None:
+def _write_trial(out: Path) -> None:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for folder in (out, out / "figures"):
         with tempfile.TemporaryFile(dir=folder) as trial:
-            trial.write(bytes(ROOM))
+            trial.write(bytes(TRIAL_BYTES))
             trial.flush()
     for file in (out / name for name in FILES):
         if os.path.lexists(file) and not file.is_file():
-            raise ValueError(f"-o {out}: {file} is there and is no file: remove it, or name another folder")
+            raise ValueError(f"-o {out}: {file} exists and is no file: remove it, or name another folder")
         if file.is_file() and not os.access(file, os.W_OK):
             raise ValueError(f"-o {out}: {file} is write-protected: remove it, or name another folder")

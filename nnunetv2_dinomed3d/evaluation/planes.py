@@ -1,4 +1,4 @@
-"""One slice of every case, kept from when it was measured, so that no label map is read again for a picture."""
+"""One slice of every case, kept while it is measured, so that no label map is read again for a picture."""
 
 import zlib
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Plane:
-    """A slice of a case's label maps, cut to what is in it; packed, as there may be thousands.
+    """A slice of a case's label maps, cut to what is in it. It is compressed, because there may be thousands.
 
     Attributes:
-        axis: across it, of (d, h, w).
-        index: along that axis.
-        box: what is cut out of the slice.
+        axis: the axis of (d, h, w) that the slice lies across.
+        index: its place along that axis.
+        box: the part of the slice that is shown.
         shape: of the volume, (d, h, w).
         spacing: of the volume in mm, (z, y, x).
-        packed: of "truth" and of each model, the cut's values, (h, w) int16, compressed; the truth comes first.
+        packed: name and compressed part, (h, w) int16, of "reference" first and of each model.
     """
 
     axis: int
@@ -30,12 +30,12 @@ class Plane:
     packed: list[tuple[str, bytes]]
 
     def maps(self) -> list[tuple[str, np.ndarray]]:
-        """The cut of each label map, (h, w)."""
+        """Name and part of each label map, (h, w)."""
         size = [part.stop - part.start for part in self.box]
         return [(name, np.frombuffer(zlib.decompress(data), np.int16).reshape(size)) for name, data in self.packed]
 
     def cut(self, volume: np.ndarray) -> np.ndarray:
-        """The same place of another volume of that shape, (h, w)."""
+        """The same part of another volume of that shape, (h, w)."""
         return np.take(volume, self.index, self.axis)[self.box]
 
     @property
@@ -46,20 +46,20 @@ class Plane:
 
 
 class PlaneChooser:
-    """Chooses the slice of a case with most wrong voxels, of all predictions; if none is wrong, where the truth is.
+    """Chooses a case's slice: the one with most wrong voxels in all predictions, else with most of the reference.
 
-    It keeps of every prediction the box that is not empty, not the whole.
+    It keeps the non-empty box of every label map, not the whole.
     """
 
-    def __init__(self, truth: np.ndarray, spacing: tuple[float, float, float]) -> None:
-        self.spacing, self.shape = spacing, truth.shape
-        self.axis = int(np.argmax(spacing))  # slices as they were acquired
-        self.kept = [("truth", *_content(truth))]
-        self.wrong = np.zeros(truth.shape[self.axis], np.int64)
+    def __init__(self, reference: np.ndarray, spacing: tuple[float, float, float]) -> None:
+        self.spacing, self.shape = spacing, reference.shape
+        self.axis = int(np.argmax(spacing))  # across it lie the slices as they were acquired
+        self.kept = [("reference", *_content(reference))]
+        self.wrong = np.zeros(reference.shape[self.axis], np.int64)
 
-    def add(self, model: str, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """A model's prediction, (d, h, w)."""
-        self.wrong += np.count_nonzero(prediction != truth, axis=self._others)
+    def add(self, model: str, reference: np.ndarray, prediction: np.ndarray) -> None:
+        """Add a model's prediction, (d, h, w); voxels that do not count are equal in both."""
+        self.wrong += np.count_nonzero(prediction != reference, axis=self._others)
         self.kept.append((model, *_content(prediction)))
 
     @property
@@ -67,21 +67,21 @@ class PlaneChooser:
         return tuple({0, 1, 2} - {self.axis})
 
     def plane(self) -> Plane:
-        """The slice, of what was added."""
-        index = int((self.wrong if self.wrong.any() else self._truth_counts()).argmax())
+        """The slice of all label maps that were added."""
+        index = int((self.wrong if self.wrong.any() else self._reference_counts()).argmax())
         slices = [(name, self._slice(box, part, index)) for name, box, part in self.kept]
         box = _surroundings(np.any([labels != 0 for _, labels in slices], axis=0))
         packed = [(name, zlib.compress(labels[box].tobytes(), 1)) for name, labels in slices]
         return Plane(self.axis, index, box, self.shape, self.spacing, packed)
 
-    def _truth_counts(self) -> np.ndarray:
+    def _reference_counts(self) -> np.ndarray:
         _, box, part = self.kept[0]
         counts = np.zeros(self.shape[self.axis], np.int64)
         counts[box[self.axis]] = np.count_nonzero(part, axis=self._others)
         return counts
 
     def _slice(self, box: Box, part: np.ndarray, index: int) -> np.ndarray:
-        """A slice of a volume of which only a box is kept, (h, w)."""
+        """A slice, (h, w), of a volume of which only a box is kept."""
         size = [n for axis, n in enumerate(self.shape) if axis != self.axis]
         labels = np.zeros(size, np.int16)
         along = box[self.axis]
@@ -92,14 +92,14 @@ class PlaneChooser:
 
 
 def _content(labels: np.ndarray) -> tuple[Box, np.ndarray]:
-    """The box of what is not 0, and a copy of what is in it."""
+    """The box around everything that is not 0, and a copy of its content."""
     boxes = ndimage.find_objects((labels != 0).view(np.uint8))
     box = boxes[0] if boxes else (slice(0, 0),) * 3
     return box, labels[box].copy()
 
 
 def _surroundings(there: np.ndarray) -> tuple[slice, slice]:
-    """What is there in a slice, (h, w), with half as much again on every side, and at least a quarter of the slice."""
+    """The box to show of a slice, (h, w): its content with half its size on every side, at least a quarter of all."""
     slices = []
     for axis, size in enumerate(there.shape):
         line = np.flatnonzero(there.any(axis=1 - axis))

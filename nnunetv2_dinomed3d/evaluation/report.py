@@ -3,51 +3,74 @@
 import csv
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_dinomed3d.evaluation import document as doc
-from nnunetv2_dinomed3d.evaluation.measure import Measurement
-from nnunetv2_dinomed3d.evaluation.pictures import draw_pictures
+from nnunetv2_dinomed3d.evaluation.answers import answer_note, answer_sentences, counted, formatted, interval_text
+from nnunetv2_dinomed3d.evaluation.measure import Measurement, Scores
+from nnunetv2_dinomed3d.evaluation.report_pictures import draw_answer, draw_details
 from nnunetv2_dinomed3d.evaluation.result import Result
 from nnunetv2_dinomed3d.evaluation.rules import rule_texts
 from nnunetv2_dinomed3d.evaluation.statistics import (
     METRICS,
     Comparison,
+    Metric,
     Summary,
-    Table,
     compare_with_first,
     count_states,
     summarise,
     tabulate,
 )
-from nnunetv2_dinomed3d.evaluation.text import cell, place
-from nnunetv2_dinomed3d.evaluation.training_log import TrainingLog
+from nnunetv2_dinomed3d.evaluation.text import csv_cell, public_path
+from nnunetv2_dinomed3d.training_log import TrainingLog
 
 
-def write_report(result: Result, out: Path) -> list[str]:
-    """Fill the folder `out`, which is there with its ``figures``; numbers first, then pictures.
+@dataclass(frozen=True)
+class Report:
+    """A written report in short, for the console.
 
-    Returns:
-        What people should know: oddities of the cases, what was left out, pictures that could not be drawn.
+    Attributes:
+        answers: a printable sentence per model.
+        counts: such as "20 cases, 2 models".
+        warnings: odd cases, what was left out, pictures that could not be drawn.
     """
+
+    answers: list[str]
+    counts: str
+    warnings: list[str]
+
+
+def write_report(result: Result, out: Path) -> Report:
+    """Fill the folder `out`, which `output_folder` made: numbers first, then pictures."""
     tables = [tabulate(result.measurements, metric) for metric in METRICS]
     summaries = [summary for table in tables for summary in summarise(table)]
     comparisons = [comparison for table in tables if table.metric.better for comparison in compare_with_first(table)]
     write_cases(result, out / "cases.csv")
     write_summary(result, summaries, comparisons, out / "summary.json")
-    before = [
-        *_opening(result),
-        *_results(tables, summaries, comparisons),
-        *_failures(result.measurements),
+    answers = answer_sentences(tables[0], summaries, comparisons)
+    counts = f"{counted(len(result.cases.references), 'case')}, {counted(len(result.cases.models), 'model')}"
+    opening: list[doc.Block] = [
+        doc.Heading(result.title, 1),
+        *map(doc.Lead, answers),
+        doc.Paragraph(answer_note(tables[0], answers)),
+        *_overview(result, counts),
+    ]
+    numbers: list[doc.Block] = [
+        *_results(summaries, comparisons, result.cases.models[0].name),
+        *_states(result.measurements),
         *_trainings(result.logs),
     ]
-    after = [doc.Heading("Rules"), doc.Bullets(rule_texts(result.rules, result.cases)), *_origin(result)]
-    _write_document([*before, *after], result.title, out)  # whatever becomes of the pictures
-    pictures, lost = draw_pictures(result, tables, out / "figures")
-    _write_document([*before, *pictures, *after], result.title, out)
-    return [*result.warnings, *lost]
+    closing: list[doc.Block] = [
+        doc.Heading("Rules"),
+        doc.Bullets(rule_texts(result.rules, result.cases)),
+        *_origin(result),
+    ]
+    _write_document([*opening, *numbers, *closing], result.title, out)  # in case that the pictures fail
+    top, details = draw_answer(tables[0], out / "figures"), draw_details(result, tables, out / "figures")
+    _write_document([*opening, *top.blocks, *numbers, *details.blocks, *closing], result.title, out)
+    return Report(answers, counts, [*result.warnings, *top.lost, *details.lost])
 
 
 def _write_document(blocks: list[doc.Block], title: str, out: Path) -> None:
@@ -55,25 +78,27 @@ def _write_document(blocks: list[doc.Block], title: str, out: Path) -> None:
         (out / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _row(m: Measurement) -> dict[str, Any]:
+    """A measurement for a file; None where a score is not defined."""
+    scores = {**asdict(m.scores), "volume_difference_ml": m.scores.volume_difference_ml}
+    defined = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in scores.items()}
+    return {"case": m.case, "model": m.model, "label": m.label, **defined}
 
 
 def write_cases(result: Result, path: Path) -> None:
-    """A row per case, model and label; what is not defined is blank. No cell is a formula."""
+    """Write a row per case, model and label as CSV. What is not defined is blank, and no cell is a formula."""
     folds = {model.name: model.folds for model in result.cases.models}
-    names = [field.name for field in fields(Measurement)]
+    scores = [field.name for field in fields(Scores)]
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow([*names, "volume_difference_ml", "tolerance_mm", "fold"])
+        writer.writerow(["case", "model", "label", *scores, "volume_difference_ml", "tolerance_mm", "fold"])
         for m in result.measurements:
-            values = [_or_none(getattr(m, name)) for name in names]
-            extra = [m.volume_difference_ml, result.rules.tolerances[m.label], folds[m.model].get(m.case)]
-            writer.writerow(map(cell, [*values, *extra]))
+            extra = [result.rules.tolerances[m.label], folds[m.model].get(m.case)]
+            writer.writerow(map(csv_cell, [*_row(m).values(), *extra]))
 
 
 def write_summary(result: Result, summaries: list[Summary], comparisons: list[Comparison], path: Path) -> None:
-    """Everything as JSON, null where nothing is defined."""
+    """Write everything as JSON, with null for what is not defined."""
     trainings = {
         model: {
             fold: {
@@ -87,11 +112,7 @@ def write_summary(result: Result, summaries: list[Summary], comparisons: list[Co
         }
         for model, folds in result.logs.items()
     }
-    cases = [
-        {**{k: _or_none(v) for k, v in asdict(m).items()}, "volume_difference_ml": m.volume_difference_ml}
-        for m in result.measurements
-    ]
-    failures = [
+    states = [
         {"label": label, "model": model, **counts}
         for (label, model), counts in count_states(result.measurements).items()
     ]
@@ -101,81 +122,74 @@ def write_summary(result: Result, summaries: list[Summary], comparisons: list[Co
         "warnings": result.warnings,
         "summary": [asdict(s) for s in summaries],
         "comparison": [asdict(c) for c in comparisons],
-        "failures": failures,
+        "failures": states,
         "trainings": trainings,
-        "cases": cases,
+        "cases": [_row(m) for m in result.measurements],
     }
     path.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
 
 
-def _opening(result: Result) -> list[doc.Block]:
+def _overview(result: Result, counts: str) -> list[doc.Block]:
+    """The number of cases and models, and the warnings."""
     models = result.cases.models
-    count = len(result.cases.truths)
-    text = f"{count} cases, {len(models)} models. Differences are to the first: {models[0].name}."
-    if len(models) == 1:
-        text = f"{count} cases, 1 model: {models[0].name}."
-    folds = [f"{m.name}: fold {', '.join(sorted(set(m.folds.values())))}" for m in models if m.folds]
-    blocks: list[doc.Block] = [doc.Heading(result.title, 1), doc.Paragraph(text)]
-    if folds:
-        blocks.append(doc.Bullets(folds))
+    text = f". Differences are to the first model, {models[0].name}." if len(models) > 1 else f": {models[0].name}."
+    blocks: list[doc.Block] = [doc.Paragraph(counts + text)]
     if result.warnings:
         blocks += [doc.Heading("Warnings"), doc.Bullets(result.warnings)]
     return blocks
-
-
-def _number(value: float | None, digits: int, sign: str = "") -> str:
-    return "" if value is None else f"{value:{sign}.{digits}f}"
-
-
-def _interval(interval: tuple[float, float] | None, digits: int, sign: str = "") -> str:
-    return "" if interval is None else f"[{interval[0]:{sign}.{digits}f}, {interval[1]:{sign}.{digits}f}]"
 
 
 def _p(value: float | None) -> str:
     return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _results(tables: list[Table], summaries: list[Summary], comparisons: list[Comparison]) -> list[doc.Block]:
-    """Of each metric a table with a row per label and model."""
-    compared = {(c.metric, c.label, c.model): c for c in comparisons}
-    columns = ["label", "model", "cases", "mean", "95% interval", "median"]
-    paired = ["pairs", "difference", "95% interval", "p", "p (Holm)", "wins / ties / losses"]
+def _grid(columns: list[str], rows: list[list[str]]) -> doc.Grid:
+    """A table without the columns that are blank in every row."""
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    return doc.Grid([columns[i] for i in used], [[row[i] for i in used] for row in rows])
+
+
+def _results(summaries: list[Summary], comparisons: list[Comparison], first: str) -> list[doc.Block]:
+    """Two tables for each metric: every model's values, and the differences to the first model."""
     blocks: list[doc.Block] = []
-    for table in tables:
-        metric, rows = table.metric, []
-        for s in (s for s in summaries if s.metric == metric.key):
-            row = [s.label, s.model, str(s.n), _number(s.mean, metric.digits), _interval(s.interval, metric.digits)]
-            row.append(_number(s.median, metric.digits))
-            if metric.better and comparisons:
-                c = compared.get((s.metric, s.label, s.model))
-                row += _paired_cells(c, metric.digits) if c else [""] * len(paired)
-            rows.append(row)
-        direction = {1: ", more is better", -1: ", less is better", 0: ""}[metric.better]
-        blocks += [
-            doc.Heading(metric.title + direction),
-            doc.Grid(columns + (paired if metric.better and comparisons else []), rows),
-        ]
+    for metric in METRICS:
+        values = [_summary_row(s, metric) for s in summaries if s.metric == metric.key]
+        columns = ["label", "model", "cases", "mean", "95% interval", "median"]
+        blocks += [doc.Heading(metric.title), _grid(columns, values)]
+        if differences := [_comparison_row(c, metric) for c in comparisons if c.metric == metric.key]:
+            columns = ["label", "model", "pairs", "difference", "95% interval", "p", "p (Holm)", "wins / ties / losses"]
+            title = f"{metric.title}: model minus {first}, paired by case."
+            blocks += [doc.Paragraph(title), _grid(columns, differences)]
     return blocks
 
 
-def _paired_cells(c: Comparison, digits: int) -> list[str]:
+def _summary_row(s: Summary, metric: Metric) -> list[str]:
+    mean, median = formatted(s.mean, metric.digits), formatted(s.median, metric.digits)
+    return [s.label, s.model, str(s.n), mean, interval_text(s.interval, metric.digits), median]
+
+
+def _comparison_row(c: Comparison, metric: Metric) -> list[str]:
+    difference, interval = formatted(c.difference, metric.digits, "+"), interval_text(c.interval, metric.digits, "+")
     counts = f"{c.wins} / {c.ties} / {c.losses}"
-    difference, interval = _number(c.difference, digits, "+"), _interval(c.interval, digits, "+")
-    return [str(c.n), difference, interval, _p(c.p), _p(c.p_holm), counts]
+    return [c.label, c.model, str(c.n), difference, interval, _p(c.p), _p(c.p_holm), counts]
 
 
-def _failures(measurements: list[Measurement]) -> list[doc.Block]:
+def _states(measurements: list[Measurement]) -> list[doc.Block]:
+    """A table of false negative, false positive and absent structures."""
     rows = [
-        [label, model, str(s["missed"]), str(s["invented"]), str(s["both empty"]), str(s["measured"])]
-        for (label, model), s in count_states(measurements).items()
+        [label, model, *(str(n[state]) for state in ("false negative", "false positive", "both empty", "measured"))]
+        for (label, model), n in count_states(measurements).items()
     ]
-    missed = "missed (prediction empty, truth not)"
-    columns = ["label", "model", missed, "invented (truth empty, prediction not)", "both empty", "both there"]
-    return [doc.Heading("Failures"), doc.Grid(columns, rows)]
+    columns = ["label", "model", "false negative", "false positive", "both empty", "both there"]
+    note = (
+        "A structure is false negative in a case where only the reference has it, and false positive where only the "
+        "prediction has it."
+    )
+    return [doc.Heading("False negative and false positive structures"), _grid(columns, rows), doc.Paragraph(note)]
 
 
 def _trainings(logs: dict[str, dict[str, TrainingLog]]) -> list[doc.Block]:
-    """A row per model, fold and stage; nothing if there are no logs."""
+    """A table with a row per model, fold and stage; nothing without logs."""
     rows = []
     for model, folds in logs.items():
         for fold, log in folds.items():
@@ -188,16 +202,22 @@ def _trainings(logs: dict[str, dict[str, TrainingLog]]) -> list[doc.Block]:
     if not rows:
         return []
     columns = ["model", "fold", "stage", "parameters", "trained parameters", "epochs", "seconds per epoch (median)"]
-    note = "From the training logs. Blank is what they do not say; nnU-Net's own trainers do not log their parameters."
-    return [doc.Heading("Trainings"), doc.Grid(columns, rows), doc.Paragraph(note)]
+    note = (
+        "These figures are from the training logs. A blank cell is something that the log does not say: nnU-Net's own "
+        "trainers do not log their parameters."
+    )
+    return [doc.Heading("Trainings"), _grid(columns, rows), doc.Paragraph(note)]
 
 
 def _origin(result: Result) -> list[doc.Block]:
     versions = ", ".join(f"{name} {version}" for name, version in result.provenance["versions"].items())
-    folders = [f"{model.name}: {place(model.folder)}" for model in result.cases.models]
-    text = "cases.csv holds every value; summary.json also where it comes from."
+    models = [
+        f"{model.name}: {public_path(model.folder)}"
+        + (f", fold {', '.join(model.fold_names)}" if model.fold_names else "")
+        for model in result.cases.models
+    ]
     return [
-        doc.Heading("Where this comes from"),
-        doc.Bullets([f"Command: {result.provenance['command']}", f"Versions: {versions}", *folders]),
-        doc.Paragraph(text),
+        doc.Heading("Origin"),
+        doc.Bullets([f"Command: {result.provenance['command']}", f"Versions: {versions}", *models]),
+        doc.Paragraph("cases.csv holds every value; summary.json also holds the origin of each."),
     ]

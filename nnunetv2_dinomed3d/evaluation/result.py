@@ -1,11 +1,11 @@
-"""All that is known when everything is measured."""
+"""The result of a comparison, before it is written."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from nnunetv2_dinomed3d.evaluation.cases import Cases
+from nnunetv2_dinomed3d.evaluation.cases import PairedCases
 from nnunetv2_dinomed3d.evaluation.measure import Measured, Measurement, Rules
-from nnunetv2_dinomed3d.evaluation.training_log import TrainingLog
+from nnunetv2_dinomed3d.training_log import TrainingLog
 
 
 @dataclass(frozen=True)
@@ -13,14 +13,16 @@ class Result:
     """A comparison.
 
     Attributes:
-        measured: of each case, what was measured.
-        logs: of each model and fold; empty for given predictions.
+        title: of the report.
+        dataset: nnU-Net's name of the data set; None if the predictions belong to none.
+        measured: the measurements of each case.
+        logs: the training logs by model and fold; without folds for given predictions.
         provenance: for summary.json.
     """
 
     title: str
     dataset: str | None
-    cases: Cases
+    cases: PairedCases
     rules: Rules
     measured: dict[str, Measured]
     logs: dict[str, dict[str, TrainingLog]]
@@ -28,11 +30,11 @@ class Result:
 
     @property
     def measurements(self) -> list[Measurement]:
-        """In the order of the cases."""
+        """Every measurement, in the order of the cases."""
         return [measurement for case in self.measured.values() for measurement in case.measurements]
 
     @property
     def warnings(self) -> list[str]:
-        """What was left out, and cases that lie oddly."""
+        """A sentence for everything that was left out, and for every case with an odd position."""
         odd = [warning for case in self.measured.values() for warning in case.warnings]
         return [model.note for model in self.cases.models if model.note] + odd

@@ -1,55 +1,58 @@
 """Summaries of measurements, and paired comparisons with the first model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 from scipy.stats import wilcoxon
 
-from nnunetv2_dinomed3d.evaluation.dataset import MEAN
-from nnunetv2_dinomed3d.evaluation.measure import Measurement
+from nnunetv2_dinomed3d.evaluation.dataset_labels import MEAN
+from nnunetv2_dinomed3d.evaluation.measure import Measurement, Scores, State
 
 SEED = 20260101
 RESAMPLES = 10_000
 NO_DIFFERENCE = 1e-9
+"""Largest difference that counts as rounding."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the tables.
+    """A metric of the report.
 
     Attributes:
-        key: name in files.
-        title: name in the report, with its unit.
-        value: of a measurement; NaN where it is not defined.
-        better: 1 if more is better, -1 if less is; 0 if neither, it is then described but not compared.
-        digits: after the point.
+        key: its name in files.
+        title: its name in the report, with its unit.
+        value: gives its value of a structure's scores; NaN where it is not defined.
+        better: 1 if more is better, -1 if less is; 0 if neither, then it is listed but not compared.
+        digits: after the decimal point.
     """
 
     key: str
     title: str
-    value: Callable[[Measurement], float]
+    value: Callable[[Scores], float]
     better: int
     digits: int
 
 
 METRICS = (
-    Metric("dice", "Dice", lambda m: m.dice, 1, 3),
-    Metric("hd95_mm", "HD95 (mm)", lambda m: m.hd95_mm, -1, 2),
-    Metric("surface_dice", "Surface Dice", lambda m: m.surface_dice, 1, 3),
-    Metric("volume_difference_ml", "Volume difference (ml)", lambda m: m.volume_difference_ml, 0, 3),
+    Metric("dice", "Dice", lambda s: s.dice, 1, 3),
+    Metric("hd95_mm", "HD95 (mm)", lambda s: s.hd95_mm, -1, 2),
+    Metric("surface_dice", "Surface Dice", lambda s: s.surface_dice, 1, 3),
+    Metric("volume_difference_ml", "Volume difference (ml)", lambda s: s.volume_difference_ml, 0, 3),
     Metric(
-        "absolute_volume_difference_ml", "Absolute volume difference (ml)", lambda m: abs(m.volume_difference_ml), -1, 3
+        "absolute_volume_difference_ml", "Absolute volume difference (ml)", lambda s: abs(s.volume_difference_ml), -1, 3
     ),
 )
+"""In the order of the report; the first one answers which model is better."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A model's values of a metric and label over the cases.
+    """A model's values of one metric and label over the cases.
 
     Attributes:
-        n: cases with a value.
+        n: number of cases with a value.
         mean, median: None without cases.
         interval: 95% bootstrap interval of the mean; None with fewer than two cases.
     """
@@ -65,13 +68,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model less the first one, over the cases where both have a value.
+    """A model minus the first one, over the cases where both have a value.
 
     Attributes:
-        n: such cases.
-        difference: mean of the differences; positive is more, not necessarily better.
+        n: number of such cases.
+        difference: mean of the differences. A positive one is more, not necessarily better.
         interval: its 95% bootstrap interval.
-        p: Wilcoxon's signed-rank test, two-sided.
+        p: of Wilcoxon's signed-rank test, two-sided.
         p_holm: p corrected over all labels and models of this metric.
         wins, ties, losses: cases in which the model is better than, equal to or worse than the first one.
     """
@@ -90,7 +93,7 @@ class Comparison:
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
-    """95% percentile bootstrap interval of the mean of (n,) values; the cases are resampled, from a fixed seed."""
+    """95% percentile bootstrap interval of the mean of (n,) values, from a fixed seed; None with fewer than two."""
     if len(values) < 2:
         return None
     rng = np.random.default_rng(SEED)
@@ -99,8 +102,8 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def signed_rank_p(differences: np.ndarray) -> float | None:
-    """Two-sided p of Wilcoxon's signed-rank test; (n,) differences, zeros count for nothing (Wilcoxon's own way)."""
+def wilcoxon_p(differences: np.ndarray) -> float | None:
+    """Two-sided p of Wilcoxon's signed-rank test on (n,) differences; zeros are dropped, as Wilcoxon did."""
     differences = np.round(differences[np.abs(differences) > NO_DIFFERENCE], 9)  # equal ones tie in spite of rounding
     if not len(differences):
         return None
@@ -120,7 +123,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Table:
-    """The values of one metric, NaN where there is none.
+    """The values of one metric; NaN where there is none.
 
     Attributes:
         values: (models, cases, labels).
@@ -134,11 +137,11 @@ class Table:
 
     @property
     def rows(self) -> list[str]:
-        """The labels, and their mean if there is more than one."""
+        """The labels, and their mean if there are several; the last row sums up the table."""
         return [*self.labels, MEAN] if len(self.labels) > 1 else self.labels
 
     def row(self, values: np.ndarray, label: str) -> np.ndarray:
-        """One label of (cases, labels) values, or each case's mean over the labels that have a value; (n,), no NaN."""
+        """One row of (cases, labels) values: a label, or each case's mean over its labels; (n,), without NaN."""
         if label == MEAN:
             values = values[~np.isnan(values).all(axis=1)]
             return np.nanmean(values, axis=1)
@@ -154,12 +157,12 @@ def tabulate(measurements: list[Measurement], metric: Metric) -> Table:
     indices = [{name: i for i, name in enumerate(names)} for names in (models, cases, labels)]
     values = np.full((len(models), len(cases), len(labels)), np.nan)
     for m in measurements:
-        values[indices[0][m.model], indices[1][m.case], indices[2][m.label]] = metric.value(m)
+        values[indices[0][m.model], indices[1][m.case], indices[2][m.label]] = metric.value(m.scores)
     return Table(metric, models, cases, labels, values)
 
 
 def summarise(table: Table) -> list[Summary]:
-    """Every label and the mean of labels, every model."""
+    """A summary of every row and model."""
     summaries = []
     for label in table.rows:
         for i, model in enumerate(table.models):
@@ -171,28 +174,38 @@ def summarise(table: Table) -> list[Summary]:
 
 
 def compare_with_first(table: Table) -> list[Comparison]:
-    """Every other model with the first one; the mean of labels is of the labels in which both have a value."""
+    """A comparison of every other model with the first one, row by row.
+
+    The mean of labels is taken over the labels in which both models have a value.
+    """
     found = []
     for label in table.rows:
         for i, model in enumerate(table.models[1:], 1):
-            d = table.row(table.values[i] - table.values[0], label)
-            better = d * table.metric.better
-            wins, losses = int((better > NO_DIFFERENCE).sum()), int((better < -NO_DIFFERENCE).sum())
-            mean = float(d.mean()) if len(d) else None
-            p = signed_rank_p(d)
-            counts = (wins, len(d) - wins - losses, losses)
-            found.append(
-                Comparison(table.metric.key, label, model, len(d), mean, bootstrap_interval(d), p, None, *counts)
+            differences = table.row(table.values[i] - table.values[0], label)
+            gains = differences * table.metric.better
+            wins, losses = int((gains > NO_DIFFERENCE).sum()), int((gains < -NO_DIFFERENCE).sum())
+            comparison = Comparison(
+                metric=table.metric.key,
+                label=label,
+                model=model,
+                n=len(differences),
+                difference=float(differences.mean()) if len(differences) else None,
+                interval=bootstrap_interval(differences),
+                p=wilcoxon_p(differences),
+                p_holm=None,
+                wins=wins,
+                ties=len(differences) - wins - losses,
+                losses=losses,
             )
+            found.append(comparison)
     corrected = holm([c.p for c in found])
-    return [Comparison(**{**c.__dict__, "p_holm": p}) for c, p in zip(found, corrected, strict=True)]
+    return [replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)]
 
 
 def count_states(measurements: list[Measurement]) -> dict[tuple[str, str], dict[str, int]]:
-    """How often a (label, model) is in which state."""
+    """The number of measurements in each state, by (label, model)."""
     labels, models = (dict.fromkeys(getattr(m, field) for m in measurements) for field in ("label", "model"))
-    states = ("measured", "both empty", "missed", "invented")
-    counts = {(label, model): dict.fromkeys(states, 0) for label in labels for model in models}
+    counts = {(label, model): dict.fromkeys(get_args(State), 0) for label in labels for model in models}
     for m in measurements:
-        counts[m.label, m.model][m.state] += 1
+        counts[m.label, m.model][m.scores.state] += 1
     return counts

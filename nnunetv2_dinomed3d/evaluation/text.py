@@ -1,28 +1,15 @@
-"""What comes from outside (names of cases, labels, models, folders), made fit for the place where it is shown."""
+"""Text from outside (names of cases, labels, models and folders), escaped for the place where it is shown."""
 
 import os
 import re
 from pathlib import Path
 
+from nnunetv2_dinomed3d.nnunet_files import FOLDERS
 from nnunetv2_dinomed3d.text import printable
 
-FOLDERS = ("nnUNet_results", "nnUNet_preprocessed", "nnUNet_raw")
 
-
-def shortened(text: str, length: int) -> str:
-    """At most so many characters, the middle left out."""
-    half = (length - 3) // 2
-    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
-
-
-def drawn(text: object, length: int = 60) -> str:
-    """For Matplotlib: a dollar is no TeX, an underscore in front does not hide it from a legend."""
-    plain = shortened(printable(text), length).replace("$", r"\$")
-    return f" {plain}" if plain.startswith("_") else plain
-
-
-def cell(value: object) -> object:
-    """For CSV: text that a spreadsheet would take for a formula begins with an apostrophe; numbers stay numbers."""
+def csv_cell(value: object) -> object:
+    """A value for CSV. Text that a spreadsheet would take for a formula gets an apostrophe; numbers stay numbers."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -30,7 +17,7 @@ def cell(value: object) -> object:
 
 
 def markdown(text: str) -> str:
-    """For a line or cell of Markdown (GitHub's too): nothing in it is markup, HTML, TeX or a link."""
+    """Text for a line or cell of Markdown (GitHub's too): no markup, HTML, TeX or link takes effect."""
     text = re.sub(r"([\\`*~$])", r"\\\1", printable(text))
     text = re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
     text = re.sub(r"\](?=[(\[:])", r"\\]", text)
@@ -41,19 +28,19 @@ def markdown(text: str) -> str:
 
 
 def markdown_line(text: str) -> str:
-    """Likewise, where a line begins: it is no list, heading, rule or quotation."""
+    """Text for the beginning of a line of Markdown: it starts no list, heading, rule or quotation either."""
     text = re.sub(r"^(\s*)([-+#=>])", r"\1\\\2", markdown(text))
     return re.sub(r"^(\s*[0-9]+)([.)])", r"\1\\\2", text).lstrip()
 
 
-def place(path: Path) -> str:
-    """Where a file is, without what lies above: nobody's name or machine.
+def public_path(path: Path) -> str:
+    """A path without the part that names a user or a machine.
 
-    It begins with nnU-Net's folder, such as ``nnUNet_results/Dataset004_Hippocampus``, or in the current one; of any
-    other path only its last part stays.
+    It is relative to nnU-Net's folder (``nnUNet_results/Dataset004_Hippocampus``) or to the current one. Of any other
+    path, only the last part stays.
     """
     whole = Path(os.path.abspath(path))
-    for name in FOLDERS:
+    for name in reversed(FOLDERS):
         if value := os.environ.get(name):
             root = Path(os.path.abspath(value))
             if whole.is_relative_to(root):
@@ -64,7 +51,7 @@ def place(path: Path) -> str:
     return "." if whole == here else "~" if whole == home else f".../{whole.name}"
 
 
-def without_places(word: str) -> str:
-    """A word of a command line; a path in it that is absolute, or goes up, as `place` has it."""
+def public_word(word: str) -> str:
+    """A word of a command line, in which a path that is absolute or leads upwards is as `public_path` has it."""
     match = re.fullmatch(r"((?:-\w|[^/=]+=)?)((?:/|~|\.\./).*)", word, re.DOTALL)
-    return match[1] + place(Path(match[2])) if match else word
+    return match[1] + public_path(Path(match[2])) if match else word

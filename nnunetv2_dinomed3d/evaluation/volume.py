@@ -1,7 +1,7 @@
-"""Reads volumes (NIfTI, NRRD, MetaImage) once and whole: what is damaged, cut off or no volume is refused by name.
+"""Reading volumes (NIfTI, NRRD, MetaImage) once and whole. A file that is damaged, cut off or no volume is refused.
 
-SimpleITK reads a NIfTI file that was cut off as if the rest were 0, and refuses axes that are not quite orthogonal,
-which nnU-Net reads through nibabel. So NIfTI's header is nibabel's here, and its voxels are read and counted.
+SimpleITK reads a NIfTI file that was cut off as if the rest were 0, and it refuses axes that are not quite orthogonal,
+which nnU-Net reads through nibabel. So nibabel reads NIfTI's header here, and the voxels are read and counted.
 """
 
 import gzip
@@ -22,20 +22,20 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 LARGEST = 4 * 2**30
-"""Bytes of a volume's voxels; more are not read."""
+"""Most bytes of voxels that are read."""
 DEFLATE = 1032
-"""The most that gzip can make of a byte."""
+"""Most bytes that gzip can unpack from one."""
 HEADER = 2**16
-"""Bytes in which the header of an NRRD or MetaImage file ends."""
+"""Bytes within which the header of an NRRD or MetaImage file ends."""
 CHUNK = 2**24
-METRES = {"meter": 1000.0, "micron": 0.001}
+MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 ORTHOGONAL = 1e-3
-"""How far the cosine between two axes may be from 0."""
+"""Largest cosine between two axes that count as orthogonal."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies, in SimpleITK's order (x, y, z), its coordinates (left, posterior, superior) and mm."""
+    """A volume's position in SimpleITK's order (x, y, z) and coordinates (left, posterior, superior), in mm."""
 
     size: tuple[int, ...]
     spacing: tuple[float, ...]
@@ -44,13 +44,13 @@ class Geometry:
 
     @property
     def spacing_zyx(self) -> tuple[float, float, float]:
-        """In the order of the array's axes."""
+        """The spacing in the order of the array's axes, in mm."""
         x, y, z = self.spacing
         return z, y, x
 
     @property
     def orthogonal(self) -> bool:
-        """Whether the axes stand at right angles on each other."""
+        """Whether the axes are at right angles to each other."""
         axes = np.reshape(self.direction, (3, 3))
         return bool(np.allclose(axes.T @ axes, np.eye(3), atol=ORTHOGONAL))
 
@@ -60,8 +60,8 @@ Check = Callable[[Geometry], Any]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an NRRD or MetaImage file has its voxels.
+class VoxelBytes:
+    """The voxels in an NRRD or MetaImage file.
 
     Attributes:
         start: their first byte.
@@ -73,25 +73,25 @@ class Place:
 
 
 def read_volume(path: Path, check: Check = lambda geometry: None) -> tuple[np.ndarray, Geometry]:
-    """A volume's voxels (d, h, w), in the file's type, and where it lies.
+    """A volume's voxels (d, h, w), in the file's number type, and its position.
 
     Args:
-        check: called before the voxels are read; raises ValueError if they need not be.
+        check: called before the voxels are read; it raises ValueError to refuse the volume.
 
     Raises:
-        ValueError: it cannot be read, is damaged, is cut off, or is no volume of numbers.
+        ValueError: the file cannot be read, is damaged or cut off, or holds no volume of numbers.
     """
     try:
         with _open(path) as file:
             start = file.read(8)
             file.seek(0)
             if start.startswith(b"NRRD0"):
-                return _through_itk(path, file, "NrrdImageIO", _nrrd_place, check)
+                return _through_itk(path, file, reader_name="NrrdImageIO", locate=_nrrd_voxels, check=check)
             if path.name.lower().endswith((".nii", ".nii.gz")):
                 packed = start.startswith(b"\x1f\x8b")
                 return _read_nifti(path, gzip.GzipFile(fileobj=file) if packed else file, packed, check)
             if path.name.lower().endswith(".mha"):
-                return _through_itk(path, file, "MetaImageIO", _meta_place, check)
+                return _through_itk(path, file, reader_name="MetaImageIO", locate=_meta_voxels, check=check)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is cut off or damaged: {error}") from error
     except OSError as error:
@@ -100,27 +100,28 @@ def read_volume(path: Path, check: Check = lambda geometry: None) -> tuple[np.nd
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Opened only if it is a file: a FIFO or a device would be waited for."""
+    """Open a file. A FIFO or a device is refused, because it would be waited for."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} is no file")
     return path.open("rb")
 
 
-def _check_volume(path: Path, size: tuple[int, ...], itemsize: int, spacing: tuple[float, ...], most: int) -> None:
-    """Three axes, a spacing, and no more bytes than the file can hold."""
+def _check_volume(path: Path, geometry: Geometry, itemsize: int, most: int) -> None:
+    """Refuse a volume without three axes or a spacing, or with more bytes than the file can hold (`most`)."""
+    size, spacing = geometry.size, geometry.spacing
     if len(size) != 3:
         raise ValueError(f"{path} has {len(size)} axes; a label map of a volume has three")
     if min(size) < 1:
         raise ValueError(f"{path} has {size} voxels (x, y, z): it is empty")
     if not all(1e-6 <= mm <= 1e5 for mm in spacing):
-        raise ValueError(f"{path} has spacing {spacing} mm (x, y, z): a volume in mm cannot be measured without")
+        raise ValueError(f"{path} has spacing {spacing} mm (x, y, z): it cannot be measured in mm")
     needed = math.prod(size) * itemsize
     if needed > most:
         raise ValueError(
             f"{path} is cut off or damaged: {size} voxels (x, y, z) are {needed} bytes, the file holds at most {most}"
         )
     if needed > LARGEST:
-        raise ValueError(f"{path} has {size} voxels (x, y, z), {needed} bytes; no more than {LARGEST} are read")
+        raise ValueError(f"{path} has {size} voxels (x, y, z), {needed} bytes: at most {LARGEST} are read")
 
 
 def _read_nifti(path: Path, stream: Stream, packed: bool, check: Check) -> tuple[np.ndarray, Geometry]:
@@ -130,14 +131,14 @@ def _read_nifti(path: Path, stream: Stream, packed: bool, check: Check) -> tuple
     except (HeaderDataError, KeyError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} has a NIfTI header that is not valid: {_last_line(error)}") from error
     if kind.kind not in "uif":
-        raise ValueError(f"{path} holds {kind} (RGB or complex), not one number a voxel: it is no label map")
+        raise ValueError(f"{path} holds {kind} (RGB or complex), not one number per voxel: it is no label map")
     geometry = _nifti_geometry(path, header)
     read, offset = header.sizeof_hdr, int(offset) or header.single_vox_offset
     status = path.stat()
     if not read <= offset <= read + HEADER * 16:
         raise ValueError(f"{path} has a NIfTI header that is not valid: voxels begin at byte {offset}")
     most = status.st_size * DEFLATE if packed else max(0, status.st_size - offset)
-    _check_volume(path, geometry.size, kind.itemsize, geometry.spacing, most)
+    _check_volume(path, geometry, kind.itemsize, most)
     check(geometry)
     stream.read(offset - read)
     array = np.empty(geometry.size[::-1], kind)
@@ -150,7 +151,7 @@ def _read_nifti(path: Path, stream: Stream, packed: bool, check: Check) -> tuple
 
 
 def _last_line(error: Exception) -> str:
-    """An error's last line."""
+    """The last line of an error, which says most."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
@@ -171,7 +172,10 @@ def _nifti_header(path: Path, stream: Stream) -> Nifti1Header:
 
 
 def _nifti_geometry(path: Path, header: Nifti1Header) -> Geometry:
-    """As ITK has it: sform first, qform if that one's axes are not orthogonal; left and posterior, not right."""
+    """The position as ITK reads it: from the sform, or from the qform if the sform's axes are not orthogonal.
+
+    NIfTI's coordinates are (right, anterior, superior), ITK's (left, posterior, superior).
+    """
     axes = int(header["dim"][0])
     if not 1 <= axes <= 7:
         raise ValueError(f"{path} has a NIfTI header that is not valid: {axes} axes")
@@ -179,7 +183,7 @@ def _nifti_geometry(path: Path, header: Nifti1Header) -> Geometry:
     while len(size) > 3 and size[-1] == 1:
         size.pop()
     try:
-        unit = METRES.get(header.get_xyzt_units()[0], 1.0)
+        unit = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
     except KeyError:
         unit = 1.0
     spacing = np.abs(header["pixdim"][1:4].astype(float)) * unit
@@ -206,7 +210,7 @@ def _cosines(matrix: np.ndarray) -> list[float]:
 
 
 def _fill(path: Path, stream: Stream, array: np.ndarray) -> None:
-    """Read an array's bytes; fewer than those are an error."""
+    """Fill an array with bytes of the stream. Too few are an error."""
     wanted = array.reshape(-1).view(np.uint8)
     done = 0
     while done < len(wanted):
@@ -217,7 +221,7 @@ def _fill(path: Path, stream: Stream, array: np.ndarray) -> None:
 
 
 def _finish(path: Path, stream: Stream) -> None:
-    """Read to the end, where gzip's checksum is."""
+    """Read the stream to its end, where gzip checks its checksum."""
     left = 0
     while found := len(stream.read(CHUNK)):
         left += found
@@ -226,37 +230,37 @@ def _finish(path: Path, stream: Stream) -> None:
 
 
 def _through_itk(
-    path: Path, file: IO[bytes], reader_name: str, places: Callable[[Path, bytes], Place], check: Check
+    path: Path, file: IO[bytes], *, reader_name: str, locate: Callable[[Path, bytes], VoxelBytes], check: Check
 ) -> tuple[np.ndarray, Geometry]:
-    """Through SimpleITK, once the file is known to be whole: ITK does not look."""
-    place = places(path, file.read(HEADER))
+    """Read a volume with SimpleITK, after checking that the file is whole, which ITK does not do."""
+    voxels = locate(path, file.read(HEADER))
     reader = sitk.ImageFileReader()
     reader.SetImageIO(reader_name)
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
         if reader.GetNumberOfComponents() != 1:
-            raise ValueError(f"{path} holds {reader.GetNumberOfComponents()} numbers a voxel: it is no label map")
+            raise ValueError(f"{path} holds {reader.GetNumberOfComponents()} numbers per voxel: it is no label map")
         pixel = sitk.Image([1] * max(2, reader.GetDimension()), reader.GetPixelID())
         kind = sitk.GetArrayViewFromImage(pixel).dtype
         if kind.kind not in "uif":
-            raise ValueError(f"{path} holds {kind}, not one number a voxel: it is no label map")
+            raise ValueError(f"{path} holds {kind}, not one number per voxel: it is no label map")
         geometry = Geometry(
             tuple(reader.GetSize()), tuple(reader.GetSpacing()), tuple(reader.GetOrigin()), tuple(reader.GetDirection())
         )
-        there = path.stat().st_size - place.start
-        most = there * DEFLATE if place.packed else there
-        _check_volume(path, geometry.size, kind.itemsize, geometry.spacing, most)
+        there = path.stat().st_size - voxels.start
+        most = there * DEFLATE if voxels.packed else there
+        _check_volume(path, geometry, kind.itemsize, most)
         check(geometry)
-        if place.packed:
-            _check_packed(path, file, place, math.prod(geometry.size) * kind.itemsize)
+        if voxels.packed:
+            _check_packed(path, file, voxels, math.prod(geometry.size) * kind.itemsize)
         image = reader.Execute()
     except (RuntimeError, TypeError, UnicodeError) as error:
         raise ValueError(f"{path} cannot be read, cut off or damaged: {_last_line(error)}") from error
     return sitk.GetArrayFromImage(image), geometry
 
 
-def _nrrd_place(path: Path, start: bytes) -> Place:
+def _nrrd_voxels(path: Path, start: bytes) -> VoxelBytes:
     header = re.match(rb".*?\r?\n\r?\n", start, re.DOTALL)
     if header is None:
         raise ValueError(f"{path} cannot be read: it is cut off in its header, or keeps its voxels in another file")
@@ -266,10 +270,10 @@ def _nrrd_place(path: Path, start: bytes) -> Place:
     name = encoding[1].lower() if encoding else b""
     if name not in (b"raw", b"gzip", b"gz"):
         raise ValueError(f"{path} has encoding {name.decode(errors='replace')!r}: save it as raw or gzip")
-    return Place(header.end(), None if name == b"raw" else 31)
+    return VoxelBytes(header.end(), None if name == b"raw" else 31)
 
 
-def _meta_place(path: Path, start: bytes) -> Place:
+def _meta_voxels(path: Path, start: bytes) -> VoxelBytes:
     match = re.search(rb"^ElementDataFile *= *(\S+)[^\n]*\n", start, re.MULTILINE)
     header = start[: match.start()] if match else b""
     if match is None or not all(re.search(rb"^%s *=" % key, header, re.MULTILINE) for key in (b"NDims", b"DimSize")):
@@ -277,13 +281,13 @@ def _meta_place(path: Path, start: bytes) -> Place:
     if match[1].upper() != b"LOCAL":
         raise ValueError(f"{path} keeps its voxels in another file: save it as one file")
     packed = re.search(rb"^CompressedData *= *True", header, re.IGNORECASE | re.MULTILINE)
-    return Place(match.end(), 15 if packed else None)
+    return VoxelBytes(match.end(), 15 if packed else None)
 
 
-def _check_packed(path: Path, file: IO[bytes], place: Place, needed: int) -> None:
-    """What is packed is whole, by its own checksum, and as much as the header says."""
-    unpack, there = zlib.decompressobj(place.packed or 0), 0
-    file.seek(place.start)
+def _check_packed(path: Path, file: IO[bytes], voxels: VoxelBytes, needed: int) -> None:
+    """Refuse compressed voxels that are not whole by their checksum, or not as many as the header says."""
+    unpack, there = zlib.decompressobj(voxels.packed or 0), 0
+    file.seek(voxels.start)
     while there <= needed and not unpack.eof and (packed := unpack.unconsumed_tail or file.read(HEADER)):
         there += len(unpack.decompress(packed, CHUNK))
     if there != needed or not unpack.eof:

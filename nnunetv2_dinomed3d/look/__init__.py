@@ -1,1 +1,1 @@
-"""What a trained network sees of a case, as pictures."""
+"""Pictures of what a trained network sees of a case."""

@@ -1,7 +1,7 @@
-"""What goes on inside the network on some slices: features of the slab encoder, and the gate of the fusion.
+"""The network's inside on some slices: features of the slab encoder, and the gate of the fusion.
 
-As in prediction, a slice is seen through windows of the patch's size; here they lie side by side, so that never more
-than a patch is in memory.
+As in prediction, the network sees a slice through windows of the patch's size. Here the windows lie side by side, so
+that no more than a patch is in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,17 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
-from nnunetv2_dinomed3d.network_architecture.slab import padded_side
+from nnunetv2_dinomed3d.network_architecture.token_grid import padded_side
 
 SHOWN_PERCENTILES = (0.01, 0.99)
-"""Of a principal component: what is at or beyond them is drawn without and with all of its colour."""
+"""The percentiles of a principal component that are drawn with none and with all of its colour."""
 
 
 class Windows:
     """Windows of the patch's height and width that cover the slices of a volume, the last ones overlapping.
 
     Args:
-        volume: ``(C, d, h, w)``; padded with zeros at its end where it is smaller than the patch.
+        volume: ``(C, d, h, w)``; it is padded with zeros at its ends if it is smaller than the patch.
         patch_size: ``(D, H, W)``.
     """
 
@@ -41,7 +41,7 @@ class Windows:
         return [volume[None, :, :, y : y + height, x : x + width] for y, x in self.corners]
 
     def slabs(self, index: int, slab_depth: int) -> list[Tensor]:
-        """Each window's slab around a slice, ``(1, C, K, H, W)``; zero slices stand for those outside."""
+        """The slab of each window around a slice, ``(1, C, K, H, W)``. Slices outside of the volume are zero."""
         before = slab_depth // 2
         first, end = index - before, index - before + slab_depth
         inside = self.volume[:, max(0, first) : end]
@@ -49,13 +49,17 @@ class Windows:
         return self._cut(F.pad(inside, (0, 0, 0, 0, max(0, -first), end_padding)))
 
     def patches(self, index: int) -> tuple[list[Tensor], int]:
-        """Each window's patch ``(1, C, D, H, W)`` with a slice as near to its middle as can be, and its place there."""
+        """The patch of each window with the slice as near to its middle as possible.
+
+        Returns:
+            The patches ``(1, C, D, H, W)``, and the position of the slice in them.
+        """
         depth = self.patch_size[0]
         first = min(max(0, index - depth // 2), self.volume.shape[1] - depth)
         return self._cut(self.volume[:, first : first + depth]), index - first
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """Windows ``(c, H or more, W or more)`` to the slice ``(c, h, w)``; what is more than the window is padding."""
+        """Join the maps of the windows to the slice ``(c, h, w)``; a map is ``(c, H, W)`` or padded at its ends."""
         _, height, width = self.patch_size
         joined = parts[0].new_zeros(len(parts[0]), *self.volume.shape[2:])
         for part, (y, x) in zip(parts, self.corners, strict=True):
@@ -65,7 +69,7 @@ class Windows:
 
 @contextmanager
 def _outputs_of(module: nn.Module) -> Iterator[list[Any]]:
-    """What the module returns while open, in order."""
+    """Collect the outputs of a module, in order, while the context is open."""
     outputs: list[Any] = []
     handle = module.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
@@ -76,7 +80,7 @@ def _outputs_of(module: nn.Module) -> Iterator[list[Any]]:
 
 @contextmanager
 def _looking(network: DINOMed3D) -> Iterator[None]:
-    """While open the network is in eval mode and without gradients; afterwards in the stage it was in."""
+    """Keep the network in eval mode and without gradients. Afterwards it is in its former stage and mode."""
     stage, training = network.stage, network.training
     network.eval()
     try:
@@ -88,14 +92,20 @@ def _looking(network: DINOMed3D) -> Iterator[None]:
 
 
 def encoder_features(network: DINOMed3D, windows: Windows, slices: list[int], lora: bool) -> list[list[Tensor]]:
-    """The slab encoder's last feature map, what stage 1's head sees, with or without LoRA.
+    """The last feature map of the slab encoder, which stage 1's head sees.
+
+    Args:
+        network: in any stage; it stays as it is.
+        windows: of the case.
+        slices: numbers of slices.
+        lora: whether LoRA is on.
 
     Returns:
         For each slice and window ``(E, h, w)`` on the CPU, h and w in tokens.
     """
     slab_depth = network.encoder.ice.slab_depth
     with _looking(network), _outputs_of(network.encoder) as outputs:
-        network.set_stage(1, bare_slabs=True)
+        network.set_stage(1, single_slab_input=True)
         for layer in network.encoder.lora_layers():
             layer.enable_adapters(lora)
         found = []
@@ -108,10 +118,15 @@ def encoder_features(network: DINOMed3D, windows: Windows, slices: list[int], lo
 
 
 def fusion_gate(network: DINOMed3D, windows: Windows, slices: list[int]) -> list[Tensor]:
-    """The gate of the fusion, which lets the detail stream in, mean over its channels.
+    """The gate of the fusion, which says how much of the detail stream passes, averaged over its channels.
+
+    Args:
+        network: in stage 2, with a detail stream; it stays as it is.
+        windows: of the case.
+        slices: numbers of slices.
 
     Returns:
-        For each slice ``(h, w)`` of the volume's size, between 0 and 1.
+        For each slice ``(h, w)`` of the volume's size, from 0 to 1, on the CPU.
     """
     depth, *sides = windows.patch_size
     size = (depth, *(padded_side(side, network.scale) for side in sides))
@@ -129,7 +144,7 @@ def fusion_gate(network: DINOMed3D, windows: Windows, slices: list[int]) -> list
 
 
 def principal_components(tokens: Tensor, count: int = 3) -> Tensor:
-    """The first principal axes of tokens ``(n, E)``, ``(E, count)``; the largest entry of each is positive."""
+    """The first principal axes ``(E, count)`` of tokens ``(n, E)``. The largest entry of each axis is positive."""
     centred = (tokens - tokens.mean(dim=0)).double()
     _, axes = torch.linalg.eigh(centred.T @ centred)  # in ascending order
     axes = axes[:, -count:].flip(1)
@@ -138,15 +153,15 @@ def principal_components(tokens: Tensor, count: int = 3) -> Tensor:
 
 
 def feature_colours(features: list[list[Tensor]], windows: Windows, voxels_per_token: int) -> list[Tensor]:
-    """Features as colours: their first three principal components, over all slices and windows, as RGB.
+    """Features as colours: the first three principal components, over all slices and windows, as RGB.
 
     Args:
         features: of `encoder_features`.
-        windows: that they are of.
-        voxels_per_token: in plane.
+        windows: the windows of these features.
+        voxels_per_token: side of a token in voxels, in plane.
 
     Returns:
-        For each slice ``(h, w, 3)`` of the volume's size, between 0 and 1.
+        For each slice ``(h, w, 3)`` of the volume's size, from 0 to 1.
     """
     tokens = torch.cat([part.flatten(1).T for parts in features for part in parts])
     mean, axes = tokens.mean(dim=0), principal_components(tokens)
@@ -164,6 +179,6 @@ def feature_colours(features: list[list[Tensor]], windows: Windows, voxels_per_t
 
 
 def _percentile(values: Tensor, share: float) -> float:
-    # torch.quantile refuses more than 16 million values
+    """The value at a share of the sorted values. torch.quantile refuses more than 16 million values."""
     ordered = values.sort().values
     return float(ordered[round(share * (len(ordered) - 1))])

@@ -1,20 +1,17 @@
-"""3D adapter: four equally sized volumes of ViT features become a pyramid (DINO-Med3D, stage 2)."""
-
-from typing import Literal
+"""3D adapter: four equally sized volumes of ViT features become a pyramid (DINO-Med3D, section 2.3.1)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d
-
-DepthAlignment = Literal["exact", "released"]
+from nnunetv2_dinomed3d.network_architecture.options import DepthAlignment
 
 LEVEL_STRIDES = (4, 8, 16, 32)
 """In-plane strides of the pyramid's levels, in voxels."""
 
 
 class MeanOfTokens(nn.Module):
-    """Mean over squares of tokens in plane; at the far border over what there is.
+    """Mean over squares of tokens in plane; at the far border, over the tokens that are there.
 
     Args:
         side: of a square, in tokens.
@@ -62,7 +59,7 @@ class Adapter3D(nn.Module):
         token_stride: voxels per token in plane, 16 / S.
         depth_alignment: "exact" keeps the depth D (kernel 3, padding 1 along it). "released" is the published code's:
             its transposed convolutions use their factor as kernel in depth, stride 1 and no padding, which makes
-            D + 3 and D + 1 slices; for checkpoints trained so.
+            D + 3 and D + 1 slices. Checkpoints that were trained so need it.
     """
 
     def __init__(self, in_channels: int, channels: int, token_stride: int, depth_alignment: DepthAlignment) -> None:

@@ -1,47 +1,43 @@
-"""UPerNet in 3D and the refinement that brings its result to full resolution (DINO-Med3D, stage 2)."""
-
-from typing import cast
+"""UPerNet in 3D and the refinement that brings its result to full resolution (DINO-Med3D, sections 2.3.1, 2.3.2)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_dinomed3d.network_architecture.efficiency.upsampled_conv import ConcatConv3d, resize
+from nnunetv2_dinomed3d.network_architecture.efficiency.winograd import Conv3x3x3
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d, group_norm
-from nnunetv2_dinomed3d.network_architecture.recompute import Recomputed
-from nnunetv2_dinomed3d.network_architecture.upsampled import joint_conv, resize
-from nnunetv2_dinomed3d.network_architecture.winograd import Conv3x3x3
 
 POOL_SCALES = (1, 2, 3, 6)
 
 
-def _conv_norm_act(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    convolution = Conv3x3x3(in_channels, out_channels) if kernel == 3 else nn.Conv3d(in_channels, out_channels, kernel)
-    return nn.Sequential(convolution, group_norm(out_channels), nn.PReLU())
+def _conv_norm_act(convolution: nn.Conv3d) -> nn.Sequential:
+    return nn.Sequential(convolution, group_norm(convolution.out_channels), nn.PReLU())
 
 
-class UPerNet3D(Recomputed):
+class UPerNet3D(nn.Module):
     """Unified perceptual parsing (Xiao et al., ECCV 2018) on volumes.
 
-    Pyramid pooling on the coarsest level; from there down each level's lateral is added to the (smoothed) level above
-    it; all levels are resized to the finest and joined by one convolution.
+    The coarsest level goes through pyramid pooling. From there down, each level's lateral is added to the (smoothed)
+    level above it. All levels are resized to the finest and joined by one convolution.
 
     Args:
         channels: of each input level and of the result.
-        levels: how many.
-        dropout: on the joined features, of each value on its own.
+        num_maps: how many levels.
+        dropout: on the joined features, element by element.
     """
 
-    def __init__(self, channels: int, levels: int = 4, dropout: float = 0.1) -> None:
+    def __init__(self, channels: int, num_maps: int = 4, dropout: float = 0.1) -> None:
         super().__init__()
         pooled_channels = channels // len(POOL_SCALES)
         self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool3d(scale), _conv_norm_act(channels, pooled_channels, 1))
+            nn.Sequential(nn.AdaptiveAvgPool3d(scale), _conv_norm_act(nn.Conv3d(channels, pooled_channels, 1)))
             for scale in POOL_SCALES
         )
-        self.bottleneck = _conv_norm_act(channels + len(POOL_SCALES) * pooled_channels, channels, 3)
-        self.laterals = nn.ModuleList(_conv_norm_act(channels, channels, 1) for _ in range(levels - 1))
-        self.smooth = nn.ModuleList(_conv_norm_act(channels, channels, 3) for _ in range(levels - 1))
-        self.fusion = nn.Sequential(_conv_norm_act(levels * channels, channels, 3), nn.Dropout(dropout))
+        self.bottleneck = _conv_norm_act(Conv3x3x3(channels + len(POOL_SCALES) * pooled_channels, channels))
+        self.laterals = nn.ModuleList(_conv_norm_act(nn.Conv3d(channels, channels, 1)) for _ in range(num_maps - 1))
+        self.smooth = nn.ModuleList(_conv_norm_act(Conv3x3x3(channels, channels)) for _ in range(num_maps - 1))
+        self.fusion = nn.Sequential(_conv_norm_act(ConcatConv3d(num_maps * channels, channels)), nn.Dropout(dropout))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Maps ``(b, channels, d_i, h_i, w_i)``, fine to coarse, to one on the finest grid."""
@@ -49,12 +45,9 @@ class UPerNet3D(Recomputed):
         pooled = [resize(pool(coarsest), coarsest.shape[2:]) for pool in self.pools]
         outputs = [self.bottleneck(torch.cat([coarsest, *pooled], dim=1))]
         for i in reversed(range(len(levels) - 1)):
-            lateral = self.cheaply(self.laterals[i], levels[i])
-            outputs.insert(0, self.cheaply(self.smooth[i], lateral.add_(resize(outputs[0], lateral.shape[2:]))))
-        conv_norm_act, dropout = self.fusion
-        convolution, norm, activation = cast(nn.Sequential, conv_norm_act)
-        x = joint_conv(outputs, cast(nn.Conv3d, convolution), outputs[0].shape[2:])
-        return self.cheaply(nn.Sequential(norm, activation, dropout), x)
+            lateral = self.laterals[i](levels[i])
+            outputs.insert(0, self.smooth[i](lateral.add_(resize(outputs[0], lateral.shape[2:]))))
+        return self.fusion(outputs)
 
 
 class UPerNetDecoder(nn.Module):
@@ -76,7 +69,7 @@ class UPerNetDecoder(nn.Module):
         return F.interpolate(logits, size=size, mode="trilinear", align_corners=False)
 
 
-class RefinementBlock(Recomputed):
+class RefinementBlock(nn.Module):
     """Joins coarse decoder features with finer detail features.
 
     Args:
@@ -88,7 +81,7 @@ class RefinementBlock(Recomputed):
     def __init__(self, in_channels: int, detail_channels: int, out_channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            Conv3x3x3(in_channels + detail_channels, out_channels, bias=False),
+            ConcatConv3d(in_channels + detail_channels, out_channels, bias=False),
             InstanceNorm3d(out_channels),
             nn.ReLU(inplace=True),
             Conv3x3x3(out_channels, out_channels, bias=False),
@@ -98,11 +91,10 @@ class RefinementBlock(Recomputed):
 
     def forward(self, x: Tensor, detail: Tensor) -> Tensor:
         """``(b, in_channels, ...)`` and ``(b, detail_channels, d, h, w)`` to ``(b, out_channels, d, h, w)``."""
-        joined = joint_conv([x, detail], cast(nn.Conv3d, self.body[0]), detail.shape[2:])
-        return self.cheaply(self.body[1:], joined)
+        return self.body([x, detail])
 
 
-class Decoder(Recomputed):
+class Decoder(nn.Module):
     """UPerNet, two refinement blocks and the segmentation layer.
 
     Args:
@@ -120,9 +112,9 @@ class Decoder(Recomputed):
 
     def forward(self, levels: list[Tensor], half: Tensor, full: Tensor) -> Tensor:
         """Pyramid (fine to coarse) and detail at 1/2 and full scale to logits ``(b, N, d, h, w)`` on the full grid."""
-        x = self.whole(self.upernet, levels)
-        x = self.whole(self.refine_half, x, half)
-        return self.whole(self._segment, x, full)
+        x = self.refine_half(self.upernet(levels), half)
+        return self.segment(x, full)
 
-    def _segment(self, x: Tensor, full: Tensor) -> Tensor:
+    def segment(self, x: Tensor, full: Tensor) -> Tensor:
+        """Features and detail at 1/2 and full scale to logits: one step, since recomputing keeps nothing between."""
         return self.seg_layers(self.refine_full(x, full))

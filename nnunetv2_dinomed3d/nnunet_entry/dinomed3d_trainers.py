@@ -8,14 +8,14 @@ in a source tree the folder of this file is the one to export as ``nnUNet_extTra
 
 def __getattr__(name: str) -> type:
     if name.lower().startswith("nnunettrainerdinomed3d"):  # misspelt, too: whoever wrote so means one of ours
-        from nnunetv2_dinomed3d.requirements import require_supported_versions
+        from nnunetv2_dinomed3d.versions import require_supported_versions
 
         require_supported_versions()
-        from nnunetv2_dinomed3d.trainers.variants.names import UnknownTrainerError, is_named_elsewhere, trainer_class
+        from nnunetv2_dinomed3d.trainers.registry import UnknownTrainerError, defined_by_user, trainer_class
 
         try:
             return trainer_class(name)
         except UnknownTrainerError:
-            if not is_named_elsewhere(name):
+            if not defined_by_user(name):
                 raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Plans with patch and batch for DINO-Med3D, from those that nnU-Net preprocessed the data with."""
+"""Plans with patch and batch for a trainer and a GPU, made from the plans that nnU-Net preprocessed the data with."""
 
 import json
 import os
@@ -15,24 +15,23 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_dinomed3d.dataset_json import read_dataset_json, read_json
-from nnunetv2_dinomed3d.evaluation.dataset import find_description, folder_of
+from nnunetv2_dinomed3d.nnunet_files import find_dataset_json, preprocessed_folder
+from nnunetv2_dinomed3d.planning.training_memory import GB, PatchAndBatch, TrainingMemory, can_be_planned_for
 from nnunetv2_dinomed3d.text import printable
-from nnunetv2_dinomed3d.trainers.memory import GB, Choice, TrainingMemory
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
 
 PLANS_NAME = "nnUNetDINOMed3DPlans"
 EXPERIMENT_PLANNER = "DINOMed3DPlanner"
-"""What the plans say made them."""
+"""The planner that the plans name as theirs."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """What is built upon.
+    """The plans to start from.
 
     Attributes:
         plans: nnU-Net's.
-        memory: of each 3D configuration.
-        others: configurations that are not planned, since they are 2D.
+        memory: of each configuration, but 2D ones of a trainer that takes volumes alone.
+        others: those configurations.
         file: of the plans to write.
         earlier: plans that it holds now.
     """
@@ -44,7 +43,7 @@ class Base:
     earlier: dict[str, Any]
 
 
-def read_base(dataset: str, trainer: type[nnUNetTrainerDINOMed3D], base_plans: str = "nnUNetPlans") -> Base:
+def read_base(dataset: str, trainer: type, base_plans: str = "nnUNetPlans") -> Base:
     """Read and check all that is needed, and that the result can be written. Raw images are not needed.
 
     Args:
@@ -55,7 +54,7 @@ def read_base(dataset: str, trainer: type[nnUNetTrainerDINOMed3D], base_plans: s
     Raises:
         ValueError: something is missing, malformed or cannot be written.
     """
-    folder = folder_of("nnUNet_preprocessed") / dataset
+    folder = preprocessed_folder(dataset)
     file = folder / f"{base_plans}.json"
     if not file.exists():
         raise ValueError(
@@ -63,7 +62,7 @@ def read_base(dataset: str, trainer: type[nnUNetTrainerDINOMed3D], base_plans: s
             f"and its preprocessed data: nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres"
         )
     plans = _read_plans(file)
-    description = find_description(dataset)
+    description = find_dataset_json(dataset)
     read_dataset_json(description)
     dataset_json = read_json(description)
     cases = dataset_json.get("numTraining")
@@ -74,7 +73,7 @@ def read_base(dataset: str, trainer: type[nnUNetTrainerDINOMed3D], base_plans: s
     for name in plans["configurations"]:
         try:
             patch_size = PlansManager(plans).get_configuration(name).patch_size
-            if len(patch_size) == 3:
+            if len(patch_size) == 3 or not can_be_planned_for(trainer):
                 memory[name] = TrainingMemory(trainer, plans, name, dataset_json)
                 _require_sizes(memory[name])
             else:
@@ -91,7 +90,8 @@ def read_base(dataset: str, trainer: type[nnUNetTrainerDINOMed3D], base_plans: s
             f"segments volumes. Plan a 3D one: nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres"
         )
     target = folder / f"{PLANS_NAME}.json"
-    return Base(plans, memory, others, target, _require_writable(target))
+    earlier = _require_writable(target) if can_be_planned_for(trainer) else {}
+    return Base(plans, memory, others, target, earlier)
 
 
 def _read_plans(file: Path) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _require_sizes(memory: TrainingMemory) -> None:
     sizes = {"patch_size": configuration.patch_size, "median image size": configuration.median_image_size_in_voxels}
     for name, size in {**sizes, "batch_size": [configuration.batch_size]}.items():
         numbers = [side for side in size if isinstance(side, int | float) and isfinite(side) and side > 0]
-        if len(numbers) != (1 if name == "batch_size" else 3):
+        if len(numbers) != (1 if name == "batch_size" else len(configuration.patch_size)):
             raise ValueError(f"{name} is {size}")
 
 
@@ -127,12 +127,12 @@ def _require_writable(file: Path) -> dict[str, Any]:
     return _read_plans(file) if file.exists() or file.is_symlink() else {"configurations": {}}
 
 
-def choose(base: Base, gpu_memory_target_in_gb: float) -> dict[str, Choice]:
+def choose(base: Base, gpu_memory_target_in_gb: float) -> dict[str, PatchAndBatch]:
     """Patch and batch of each 3D configuration for one GPU of so many 10^9 bytes."""
     return {name: memory.choose(round(gpu_memory_target_in_gb * GB)) for name, memory in base.memory.items()}
 
 
-def write_plans(base: Base, choices: Mapping[str, Choice], gpu_memory_target_in_gb: float) -> None:
+def write_plans(base: Base, choices: Mapping[str, PatchAndBatch], gpu_memory_target_in_gb: float) -> None:
     """Write the plans beside the others.
 
     Only patch and batch of the 3D configurations are our own. What the plans say of an architecture stays the other

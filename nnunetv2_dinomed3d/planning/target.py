@@ -1,7 +1,7 @@
 """The memory that is planned for. Light: the command line looks at it before PyTorch is imported."""
 
 DEFAULT_GB = 24.0
-"""Where no GPU is visible: that of common cards for workstations."""
+"""Memory of common cards for workstations, taken where no GPU is visible."""
 
 LARGEST_GB = 10_000.0
 """More is a slip, such as bytes or megabytes."""

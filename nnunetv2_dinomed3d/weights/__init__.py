@@ -18,8 +18,8 @@ from nnunetv2_dinomed3d.weights.source import (
     WeightsUnavailableError,
     fetch_from_hub,
     hub_name,
-    load_pretrained_weights,
     load_weights,
+    read_pretrained,
     weights_setting,
 )
 
@@ -32,10 +32,10 @@ __all__ = [
     "describe_reference",
     "fetch_from_hub",
     "hub_name",
-    "load_pretrained_weights",
     "load_reference_checkpoint",
     "load_weights",
     "read_checkpoint",
+    "read_pretrained",
     "read_reference",
     "weights_setting",
 ]

@@ -1,4 +1,4 @@
-"""Files from outside, before anything in them is believed: regular files alone, and archives whose checksums hold.
+"""Files from outside, before anything in them is trusted: only regular files, and archives with right checksums.
 
 ``torch.save`` writes a zip archive of uncompressed members with a CRC32 each. PyTorch checks none of them when it
 reads: flipped bits become weights.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 DIRECTORY_LIMIT = 16 << 20
-"""Bytes of an archive's directory: some 100,000 members, of which the largest checkpoints here have 5,000."""
+"""Most bytes of an archive's directory: some 100,000 members, of which the largest checkpoints here have 5,000."""
 
 _BLOCK = 1 << 20
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -25,7 +25,7 @@ _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 @dataclass(frozen=True)
 class Member:
-    """Where a member's bytes lie in the file."""
+    """Place of a member's bytes in the file."""
 
     start: int
     size: int
@@ -33,7 +33,7 @@ class Member:
 
 
 def open_regular(path: Path, fix: str = "") -> BinaryIO:
-    """Open a regular file for reading. Never waits: a pipe or a device is refused, not read.
+    """Open a regular file for reading. It never waits: a pipe or a device is refused, not read.
 
     Args:
         path: of the file.
@@ -103,7 +103,7 @@ def members_of(file: BinaryIO) -> dict[str, Member]:
 
 
 def _directory_size(file: BinaryIO, size: int) -> int:
-    """As the archive's last record says; 0 if there is none."""
+    """Number of members by the archive's last record; 0 if there is none."""
     file.seek(max(0, size - _END.size - _LOCATOR_SIZE - _END_64.size))
     tail = file.read()
     if len(tail) < _END.size:
@@ -119,7 +119,7 @@ def _directory_size(file: BinaryIO, size: int) -> int:
 
 
 def _start(file: BinaryIO, header: int) -> int | None:
-    """Where the bytes of the member with this local header begin; None if there is no header."""
+    """Start of the bytes of the member with this local header; None if there is no header."""
     file.seek(header)
     content = file.read(_LOCAL_HEADER.size)
     if len(content) < _LOCAL_HEADER.size or not content.startswith(b"PK\3\4"):

@@ -1,15 +1,15 @@
-"""Do the tensors of a file fit the network? All of them, exactly, or the file is refused."""
+"""The check of a file's tensors: all of them fit the network exactly, or the file is refused."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-Shape = tuple[int, ...]
+from nnunetv2_dinomed3d.network_architecture.state_dict import Shape, misfit
 
 
-def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], vit_name: str) -> None:
-    """Compare names and shapes.
+def check_vit_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], vit_name: str) -> None:
+    """Compare names and shapes of a 2D ViT.
 
     Args:
         found: name (timm's) and shape of every tensor of the file.
@@ -19,18 +19,12 @@ def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], vit_
     Raises:
         ValueError: a tensor is missing, left over or of another shape.
     """
-    names = [*expected, *sorted(found.keys() - expected.keys())]
-    wrong = [name for name in names if found.get(name) != expected.get(name)]
-    if wrong:
-        first, none = wrong[0], "no such tensor"
-        raise ValueError(
-            f"{len(wrong)} tensors do not fit, the first is {first}: expected {expected.get(first, none)}, "
-            f"found {found.get(first, none)}. {_about_size(vit_size(found), vit_size(expected), vit_name)}"
-        )
+    if wrong := misfit(found, expected):
+        raise ValueError(f"{wrong} {_about_size(vit_size(found), vit_size(expected), vit_name)}")
 
 
 def vit_size(shapes: Mapping[str, Shape]) -> tuple[int, int]:
-    """Width and depth of the ViT that has these tensors, by timm's names; 0 for what cannot be told."""
+    """Width and depth of the ViT that has these tensors, by timm's names; 0 if they do not tell."""
     width = (shapes.get("norm.weight") or (0,))[0]
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     return width, depth
@@ -43,8 +37,8 @@ def _about_size(found: tuple[int, int], wanted: tuple[int, int], vit_name: str) 
             "plus-sized ViT, which has another MLP?"
         )
     return (
-        f"This file is a ViT of width {found[0]} and depth {found[1]}, the trainer needs width {wanted[0]} and depth "
-        f"{wanted[1]}; use the weights of {vit_name}, or the trainer of the file's size (another -tr)."
+        f"The file is a ViT of width {found[0]} and depth {found[1]}, the trainer needs width {wanted[0]} and depth "
+        f"{wanted[1]}: use the weights of {vit_name}, or the trainer of the file's size (another -tr)."
     )
 
 
@@ -57,7 +51,7 @@ def as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     converted = {}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise ValueError(f"{name} holds {tensor.dtype}: weights have to be floating-point numbers, not quantised.")
+            raise ValueError(f"{name} holds {tensor.dtype}: weights must be floating-point numbers, not quantised.")
         converted[name] = tensor.detach().to("cpu", torch.float32)
         if not bool(converted[name].isfinite().all()):
             raise ValueError(f"{name} holds values that are not finite (NaN or infinity): download the file again.")

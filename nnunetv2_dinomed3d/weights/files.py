@@ -1,4 +1,4 @@
-"""Files of weights: what kind they are, their tensors, their checksum. No code in a file is ever run."""
+"""Files of weights: their kind, their tensors, their checksum. No code in a file is ever run."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from nnunetv2_dinomed3d.weights.archive import open_regular
 from nnunetv2_dinomed3d.weights.pickled import PICKLE_LIMIT, NotPlainError, read_archive, read_legacy
 
 SIZE_LIMIT = 32 << 30
-"""Bytes of a file. A checkpoint of the largest variant, ViT-H+, with its optimiser's state has 14 GB."""
+"""Most bytes of a file. A checkpoint of the largest variant, ViT-H+, with its optimiser's state has 14 GB."""
 
 WEIGHTS_FILE = "model.safetensors"
-"""Its name in the folders that Hugging Face transformers writes, and in timm's repositories."""
+"""Name of the file in folders that Hugging Face transformers writes, and in timm's repositories."""
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 
@@ -47,20 +47,20 @@ def first_keys(content: Mapping) -> str:
 
 
 def printable(key: object) -> str:
-    """What a file says, in one short line."""
+    """Text from a file, in one short line."""
     text = str(key)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def read_content(path: Path, fix: str = _FIX) -> dict[str, Any]:
-    """What is in a safetensors file, or in a PyTorch file that holds a dict of plain data (numpy's scalars included).
+    """Read a safetensors file, or a PyTorch file that holds a dict of plain data (numpy's scalars included).
 
-    The content decides which it is, not the name. Tensors are views of the mapped file, and not to be written to.
+    The content decides which of them it is, not the name. Tensors are views of the mapped file: do not write to them.
 
     Args:
         path: of the file.
-        fix: what to do about a file that cannot be read, for the error message.
+        fix: the way out for a file that cannot be read, for the error message.
 
     Raises:
         ValueError: the file is damaged, of another kind, or holds something else.
@@ -104,7 +104,8 @@ def _require_header(start: bytes, size: int) -> None:
 def weight_files(path: Path) -> list[Path]:
     """The files that hold the weights: the path itself, or those in a folder as Hugging Face transformers writes it.
 
-    What the folder's index names has to be in the folder; a link there may lead out of it, as in the Hub's cache.
+    Every file that the folder's index names must be in the folder; a link there may lead out of it, as in the Hub's
+    cache.
 
     Raises:
         ValueError: there is no such file, it is no regular one, or the folder lacks what its index names.
@@ -152,7 +153,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file or folder of weights (see `weight_files`), or of the part of a checkpoint with the network.
+    """Read all tensors of a file or folder of weights (see `weight_files`); of a checkpoint, those of its network.
 
     Raises:
         ValueError: a file is damaged, of another kind, or holds something else.
@@ -168,10 +169,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The network's tensors in the content of a file: all of it, or what a training checkpoint keeps under a key.
+    """The network's tensors in the content of a file: all of it, or the part that a training checkpoint keeps by a key.
 
     Raises:
-        ValueError: something else than tensors is there.
+        ValueError: something other than tensors is there.
     """
     part = next((content[key] for key in _PARTS if isinstance(content.get(key), Mapping)), content)
     if not is_state_dict(part):
@@ -197,7 +198,7 @@ def read_checkpoint(path: Path, fix: str = _CHECKPOINT_FIX) -> dict[str, Any]:
     """A checkpoint that nnU-Net wrote (``checkpoint_*.pth``), read without running code; its tensors on the CPU.
 
     Raises:
-        ValueError: the file is damaged, or something else than a checkpoint of nnU-Net.
+        ValueError: the file is damaged, or something other than a checkpoint of nnU-Net.
     """
     checkpoint = read_content(path, fix)
     kinds = {"init_args": dict, "trainer_name": str}
@@ -221,8 +222,10 @@ def sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def check_against_name(path: Path, checksum: str) -> None:
-    """Meta's file names end with the first 8 digits of the SHA-256: ``dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth``.
+def verify_meta_checksum(path: Path, checksum: str) -> None:
+    """Compare a file of Meta's with the checksum in its name.
+
+    Meta's names end with the first 8 digits of the SHA-256: ``dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth``.
 
     Raises:
         ValueError: the name has Meta's form, but the content is not what it says.

@@ -1,10 +1,10 @@
 """Names of a DINOv3 ViT's tensors: from each format in which weights are published to timm's.
 
-Everything here is a pure function of names and tensors. What a format has and timm's ViT lacks is dropped by name,
-never because nobody asked for it: whatever else is left over stays in the result, for `check` to find.
+Everything here is a pure function of names and tensors. Tensors that timm's ViT lacks are dropped by name, never
+because nobody asked for them: whatever else is left over stays in the result, for `check` to find.
 
-Some formats have a qkv bias; of DINOv3's released weights it is zero. For a ViT without one it is dropped, but only if
-it is zero.
+Some formats have a qkv bias, which is zero in DINOv3's released weights. For a ViT without one it is dropped, but only
+if it is zero.
 """
 
 import re
@@ -12,6 +12,15 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+
+from nnunetv2_dinomed3d.network_architecture.state_dict import (
+    ICE,
+    PROXY_HEAD,
+    STAGE2_PARTS,
+    STAGE_KEY,
+    VIT,
+    without_lora,
+)
 
 QKV_BIAS = r"\.attn\.qkv\.(base_layer\.)?bias$"
 
@@ -23,22 +32,25 @@ REFERENCE_PREFIXES = {1: "backbone.model.", 2: "encoder.backbone.model.base_mode
 
 
 def to_timm(state: Mapping[str, Tensor], qkv_bias: bool = False) -> tuple[str, dict[str, Tensor]]:
-    """The format's name, recognised by the name of the register tokens, and the tensors under timm's names.
+    """Rename the tensors of a file to timm's names; the format is recognised by the name of the register tokens.
 
     Args:
         state: the file's tensors.
         qkv_bias: whether the network's ViT has one.
 
+    Returns:
+        The format's name, and the tensors by timm's names.
+
     Raises:
-        ValueError: not a DINOv3 ViT in a known format, two tensors would get one name, or a qkv bias is not zero where
+        ValueError: not a DINOv3 ViT in a known format, two tensors would get one name, or a qkv bias is not zero and
             the network has none.
     """
     formats = {
         "storage_tokens": ("meta", from_meta),
         "reg_token": ("timm", from_timm),
         "embeddings.register_tokens": ("transformers", from_transformers),
-        f"{BACKBONE}storage_tokens": ("teacher", from_teacher),
-        "encoder.vit.reg_token": ("dinomed3d", from_dinomed3d),
+        f"{BACKBONE}storage_tokens": ("teacher", from_dinov3_training),
+        f"{VIT}reg_token": ("dinomed3d", from_dinomed3d),
     }
     for mark, (name, rename_all) in formats.items():
         if mark in state:
@@ -47,8 +59,8 @@ def to_timm(state: Mapping[str, Tensor], qkv_bias: bool = False) -> tuple[str, d
     stage = reference_stage(state)
     if stage:
         raise ValueError(
-            f"this is a stage {stage} checkpoint of the released DINO-Med3D code, not the weights of a 2D ViT: make a "
-            "checkpoint of this plugin of it with `dinomed3d convert FILE -o OUT`."
+            f"this is a stage {stage} checkpoint of the released DINO-Med3D code, not the weights of a 2D ViT: convert "
+            "it with `dinomed3d convert FILE -o OUT`."
         )
     raise ValueError(
         f"no DINOv3 ViT in a known format: none of the tensors {', '.join(formats)} is there "
@@ -73,7 +85,7 @@ def from_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kept = {}
     for name, tensor in state.items():
         if re.search(QKV_BIAS, name):
-            kept[name] = _bias_in_use(tensor, state.get(f"{name}_mask"))
+            kept[name] = effective_qkv_bias(tensor, state.get(f"{name}_mask"))
         elif name not in ("mask_token", "rope_embed.periods") and not (
             name.endswith(".bias_mask") or name.startswith("local_cls_norm.")
         ):
@@ -90,7 +102,7 @@ def from_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
 
 
-def from_teacher(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_dinov3_training(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The teacher of a training with DINOv3's code, e.g. MedDINOv3's: Meta's names, a prefix, and two heads."""
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(("dino_head.", "ibot_head."))}
     return from_meta(rename(kept, [(rf"^{re.escape(BACKBONE)}", "")]))
@@ -102,20 +114,19 @@ def from_dinomed3d(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: ICE is not that of one image channel and three slices, which colour channels can be.
     """
-    others = r"^(_extra_state$|proxy_head\.|adapter\.|detail\.|fusion\.|decoder\.)|\.lora_[AB]\."
-    kept = {name: tensor for name, tensor in state.items() if not re.search(others, name)}
-    kept = rename(kept, [(r"\.base_layer\.", ".")])  # of layers that carry LoRA
-    weight = kept.get("encoder.ice.conv.weight")
+    others = (STAGE_KEY, PROXY_HEAD, *STAGE2_PARTS)
+    kept = without_lora({name: tensor for name, tensor in state.items() if not name.startswith(others)})
+    weight = kept.get(f"{ICE}weight")
     if weight is not None:
         if weight.ndim != 5 or weight.shape[1:3] != (1, 3):
             raise ValueError(
-                f"this is a checkpoint of this plugin whose ICE, encoder.ice.conv.weight, has the shape "
+                f"this is a checkpoint of this plugin whose ICE, {ICE}weight, has the shape "
                 f"{tuple(weight.shape)}: only one image channel and K = 3 slices, (E, 1, 3, 16, 16), can be the colour "
                 "channels of a 2D ViT. To start stage 2 from it set DINOMED3D_STAGE1=FILE, to go on training it use "
                 "nnUNetv2_train's -pretrained_weights FILE."
             )
-        kept["encoder.ice.conv.weight"] = weight[:, 0]
-    return rename(kept, [(r"^encoder\.ice\.conv\.", "patch_embed.proj."), (r"^encoder\.vit\.", "")])
+        kept[f"{ICE}weight"] = weight[:, 0]
+    return rename(kept, [(rf"^{re.escape(ICE)}", "patch_embed.proj."), (rf"^{re.escape(VIT)}", "")])
 
 
 def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,7 +170,7 @@ def rename(state: Mapping[str, Tensor], replacements: Iterable[tuple[str, str]])
 
 
 def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Where a block has q, k and v weights ``(E, E)``, one ``(3 E, E)`` in their place; an incomplete set stays."""
+    """Put one weight ``(3 E, E)`` in place of a block's q, k and v weights ``(E, E)``; an incomplete set stays."""
     fused = dict(state)
     for query in state:
         if not query.endswith(".attention.q_proj.weight"):
@@ -170,8 +181,8 @@ def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
-def _bias_in_use(bias: Tensor, mask: Tensor | None) -> Tensor:
-    """What Meta's model adds of a qkv bias ``(3 E,)``: with a mask, 0 in k's third and where the mask is 0.
+def effective_qkv_bias(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """The part of a qkv bias ``(3 E,)`` that Meta's model adds: with a mask, 0 in k's third and wherever the mask is 0.
 
     The mask may hold NaN where it is not 0: Meta's code makes it so, and fills it later.
     """

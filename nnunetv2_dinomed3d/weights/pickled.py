@@ -1,4 +1,4 @@
-"""Files of ``torch.save`` without PyTorch's loader: nothing in them runs, and none takes much more than its size.
+"""Files of ``torch.save``, read without PyTorch's loader: nothing in them runs, none takes much more than its size.
 
 PyTorch's own loader of plain tensors runs no code either, but it makes whatever a file asks for: a view of
 four numbers as wide as the memory, ``torch.Tensor(10**10)``, a bytearray of any length. Here tensors are views of the
@@ -22,13 +22,13 @@ from torch import Tensor
 from nnunetv2_dinomed3d.weights.archive import Member, members_of
 
 PICKLE_LIMIT = 16 << 20
-"""Bytes of what describes the tensors; nnU-Net's log of 1000 epochs and 100 labels has 4 million."""
+"""Most bytes of the description of the tensors; nnU-Net's log of 1000 epochs and 100 labels has 4 million."""
 
 OPCODE_LIMIT = 2_500_000
-"""Steps of the same; that log has 1.3 million. They take some seconds and 200 MB at most."""
+"""Most steps of the description; that log has 1.3 million. They take some seconds and 200 MB at most."""
 
 SHARED_LIMIT = 8
-"""How often the bytes of a file may be used, in float32: nnU-Net's networks list their encoders' tensors four times."""
+"""Most uses of the bytes of a file, in float32: nnU-Net's networks list their encoders' tensors four times."""
 
 MAX_DIMENSIONS = 16
 MAX_KEY = 1 << 32
@@ -41,7 +41,7 @@ DTYPES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
 }  # fmt: skip
-"""Of PyTorch's storages; quantised ones are none of weights."""
+"""dtypes of PyTorch's storages; weights have no quantised ones."""
 
 UNTYPED = [
     getattr(torch, name)
@@ -74,7 +74,7 @@ class NumpyType:
 
 
 def read_archive(file: BinaryIO) -> Any:
-    """What is in an archive of ``torch.save``; its tensors are views of the file. All checksums are compared.
+    """Read an archive of ``torch.save``; its tensors are views of the file. All checksums are compared.
 
     Raises:
         NotPlainError: something else than plain data is in it.
@@ -110,7 +110,7 @@ def read_archive(file: BinaryIO) -> Any:
 
 
 def read_legacy(file: BinaryIO) -> Any:
-    """As `read_archive`, of a file that PyTorch before 1.6 wrote: pickles, then the tensors' bytes. No checksums."""
+    """Read a file that PyTorch before 1.6 wrote, as `read_archive`: pickles, then the tensors' bytes. No checksums."""
     content = _map(file)
     described = content[:PICKLE_LIMIT]
     declared: dict[str, tuple[torch.dtype, int]] = {}
@@ -164,13 +164,13 @@ def _row(content: mmap.mmap, start: int, dtype: torch.dtype, count: int) -> Tens
 
 
 class _Unpickler(pickle._Unpickler):  # in C, one opcode makes a memo of any length
-    """Makes plain data and views of given rows; knows no class, and calls no functions but those of `_made`."""
+    """Reader that makes plain data and views of given rows; it knows no class and calls only functions of `_made`."""
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
 
     def __init__(self, content: bytes, row: Callable[[Any, torch.dtype, int], Tensor], size: int) -> None:
-        """Take the pickle, what gives a storage's row by key, dtype and count, and the file's size in bytes."""
+        """Take the pickle, a function to a storage's row (from key, dtype and count), and the file's size in bytes."""
         self._content = io.BytesIO(content)
         super().__init__(self._content, encoding="utf-8")
         self.dispatch = _Opcodes()  # type: ignore[misc]  # the class has one for all
@@ -192,7 +192,7 @@ class _Unpickler(pickle._Unpickler):  # in C, one opcode makes a memo of any len
 
     @property
     def place(self) -> int:
-        """How many bytes of the pickle have been read."""
+        """Bytes of the pickle that have been read."""
         return self._content.tell()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -259,7 +259,7 @@ class _Unpickler(pickle._Unpickler):  # in C, one opcode makes a memo of any len
 
 
 class _Opcodes(dict[int, Callable]):
-    """What to do for each opcode that ``torch.save`` writes, but for those that make objects of classes and sets."""
+    """Handlers of the opcodes that ``torch.save`` writes, but for those that make objects of classes and sets."""
 
     def __init__(self) -> None:
         theirs = pickle._Unpickler.dispatch
@@ -287,7 +287,7 @@ class _Opcodes(dict[int, Callable]):
 
 
 def _put(target: Any, items: list) -> None:
-    """Fill a dict; keys whose hash could take for ever are none."""
+    """Fill a dict; keys whose hash could take for ever are refused."""
     if type(target) is not dict:
         raise NotPlainError(f"items of a {type(target).__name__}")
     for key in items[::2]:

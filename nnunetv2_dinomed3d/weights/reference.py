@@ -1,8 +1,8 @@
-"""Checkpoints of the released DINO-Med3D code: from its names to ours, and into a network.
+"""Checkpoints of the released DINO-Med3D code: from its names to those of this plugin, and into a network.
 
-A pure renaming, then a check of names and shapes, then one strict load. What such a file has and our network lacks is
+First comes a pure renaming, then a check of names and shapes, then one strict load. Tensors that the network lacks are
 dropped by name: the mask token, constants, qkv biases of zeros, and the decoder's classifier that no output uses. LoRA
-on the patch embedding becomes that of ICE, or is folded into ICE where the network has none there.
+on the patch embedding becomes that of ICE, or is folded into ICE if the network has none there.
 """
 
 import re
@@ -14,7 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_dinomed3d.weights.check import Shape, as_float32
+from nnunetv2_dinomed3d.network_architecture.state_dict import (
+    BASE_LAYER,
+    ICE,
+    NO_TENSOR,
+    PROXY_HEAD,
+    PROXY_LAYER,
+    SEGMENTATION_LAYER,
+    STAGE_KEY,
+    VIT,
+    Shape,
+    misfit,
+    shapes_of,
+    stage1_state,
+)
+from nnunetv2_dinomed3d.weights.check import as_float32
 from nnunetv2_dinomed3d.weights.files import first_keys, is_state_dict, read_content
 from nnunetv2_dinomed3d.weights.formats import (
     QKV_BIAS,
@@ -25,10 +39,8 @@ from nnunetv2_dinomed3d.weights.formats import (
     without_qkv_bias,
 )
 
-PATCH = "patch_embed.proj"
-ICE = "encoder.ice.conv."
-PROXY_HEAD = "proxy_head.seg_layers.weight"
-NONE = "no such tensor"
+PATCH_EMBEDDING = "patch_embed.proj"
+ICE_WITH_LORA = f"{ICE}{BASE_LAYER}"
 
 DIFFERENCES = {
     "channels": "The checkpoint is of {} image channel, the network of {}; only data with one channel can use it.",
@@ -36,7 +48,7 @@ DIFFERENCES = {
     "lora_rank": "The checkpoint's LoRA has rank {}, the network's {}; build it with the checkpoint's lora_rank.",
     "classes": "The checkpoint has {} classes, the network {}; build it with the checkpoint's number of classes.",
 }
-"""Why a checkpoint does not fit a network that has another value of this, and what to do."""
+"""Reasons why a checkpoint does not fit a network with another value, and what to do."""
 
 DETAIL_BLOCKS = {
     "layer1": "scale_1.3",
@@ -47,16 +59,16 @@ DETAIL_BLOCKS = {
 }
 VIT_NAMES = [
     # the layers that carry LoRA, also in stage 1's checkpoint, which has none
-    (r"^(blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12]))\.(weight|bias)$", r"\1.base_layer.\2"),
-    (r"^(?!encoder\.ice\.)", "encoder.vit."),
+    (r"^(blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12]))\.(weight|bias)$", rf"\1.{BASE_LAYER}\2"),
+    (rf"^(?!{re.escape(ICE)})", VIT),
 ]
 ICE_NAMES = [(r"^patch_embed\.proj\.(base_layer\.)?", ICE)]
 ICE_NAMES_WITH_LORA = [
-    (r"^patch_embed\.proj\.(base_layer\.)?(weight|bias)$", rf"{ICE}base_layer.\2"),
+    (r"^patch_embed\.proj\.(base_layer\.)?(weight|bias)$", rf"{ICE_WITH_LORA}\2"),
     (r"^patch_embed\.proj\.(lora_[AB]\.)", rf"{ICE}\1"),
 ]
 OTHER_NAMES = [
-    (r"^head\.", "proxy_head.seg_layers."),
+    (r"^head\.", PROXY_LAYER),
     (r"^adapter_3d\.up4\.", "adapter.levels.0."),
     (r"^adapter_3d\.up2\.", "adapter.levels.1."),
     (r"^adapter_3d\.id1\.", "adapter.levels.2."),
@@ -76,13 +88,13 @@ OTHER_NAMES = [
     (r"^decoder\.fusion\.", "decoder.upernet.fusion.0."),
     (r"^decoder_final\.r12\.conv\.", "decoder.refine_half.body."),
     (r"^decoder_final\.r11\.conv\.", "decoder.refine_full.body."),
-    (r"^decoder_final\.cls_seg\.", "decoder.seg_layers."),
+    (r"^decoder_final\.cls_seg\.", SEGMENTATION_LAYER),
 ]
 
 
 @dataclass(frozen=True)
 class ReferenceCheckpoint:
-    """What a checkpoint of the released code is of.
+    """Facts about a checkpoint of the released code.
 
     Attributes:
         stage: 1 or 2.
@@ -102,10 +114,10 @@ class ReferenceCheckpoint:
 
 
 def read_reference(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file of the released code, read without running code, on the CPU.
+    """Read the tensors of a checkpoint file of the released code on the CPU; no code in it is run.
 
     Raises:
-        ValueError: the file is damaged, or something else than such a checkpoint.
+        ValueError: the file is damaged, or something other than such a checkpoint.
     """
     fix = "Name a checkpoint of the released DINO-Med3D code, such as its stage2_best.pth, or download it again."
     content = read_content(path, fix)
@@ -123,10 +135,10 @@ def read_reference(path: Path) -> dict[str, Tensor]:
 
 
 def describe_reference(state: Mapping[str, Tensor]) -> ReferenceCheckpoint:
-    """What a checkpoint of the released code is of, from the names and shapes of its tensors alone.
+    """Tell what a checkpoint of the released code is of, from the names and shapes of its tensors alone.
 
     Raises:
-        ValueError: it is no such checkpoint, or a tensor that tells is missing.
+        ValueError: it is no such checkpoint, or a tensor that is needed for it is missing.
     """
     stage = _stage(state)
     prefix = REFERENCE_PREFIXES[stage]
@@ -135,19 +147,19 @@ def describe_reference(state: Mapping[str, Tensor]) -> ReferenceCheckpoint:
         found = tuple(state[name].shape) if name in state else None
         if found is None or len(found) != dimensions:
             raise ValueError(
-                f"{name}: expected {dimensions} dimensions, found {found or NONE}. Is the checkpoint incomplete? "
+                f"{name}: expected {dimensions} dimensions, found {found or NO_TENSOR}. Is the checkpoint incomplete? "
                 "Copy it again."
             )
         return found
 
-    embed_dim, slab_depth, *_ = shape(f"{prefix}{PATCH}.{'base_layer.' if stage == 2 else ''}weight", 4)
+    embed_dim, slab_depth, *_ = shape(f"{prefix}{PATCH_EMBEDDING}.{BASE_LAYER if stage == 2 else ''}weight", 4)
     return ReferenceCheckpoint(
         stage=stage,
         num_classes=shape("head.weight", 4)[0] if stage == 1 else shape("decoder_final.cls_seg.weight", 5)[0],
         slab_depth=slab_depth,
         embed_dim=embed_dim,
         depth=_blocks(state, prefix),
-        lora_rank=shape(f"{prefix}{PATCH}.lora_A.default.weight", 4)[0] if stage == 2 else None,
+        lora_rank=shape(f"{prefix}{PATCH_EMBEDDING}.lora_A.default.weight", 4)[0] if stage == 2 else None,
     )
 
 
@@ -175,21 +187,22 @@ def load_reference_checkpoint(network: nn.Module, checkpoint: Mapping[str, Any])
 def fitting_state_dict(network: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, dict[str, Tensor]]:
     """Stage and complete state dict that `load_reference_checkpoint` loads; the network may be on the meta device."""
     own = network.state_dict()
-    folded = None if any(name.startswith(f"{ICE}lora_") for name in own) else _lora_alpha(network)
+    folded = None if f"{ICE_WITH_LORA}weight" in own else _lora_alpha(network)
     stage, renamed = from_reference(checkpoint.get("model_state_dict", checkpoint), folded)
-    expected = {name: tuple(tensor.shape) for name, tensor in own.items() if _in_checkpoint(name, stage)}
-    _check({name: tuple(tensor.shape) for name, tensor in renamed.items()}, expected)
-    head = {} if stage == 1 else {name: torch.zeros_like(own[name]) for name in own if name.startswith("proxy_head.")}
-    return stage, {**own, **as_float32(renamed), **head, "_extra_state": torch.tensor(stage)}
+    found, expected = shapes_of(renamed), shapes_of(_filled(own, stage))
+    if wrong := misfit(found, expected):
+        raise ValueError(f"{wrong} {_reason(found, expected)}")
+    head = {} if stage == 1 else {name: torch.zeros_like(own[name]) for name in own if name.startswith(PROXY_HEAD)}
+    return stage, {**own, **as_float32(renamed), **head, STAGE_KEY: torch.tensor(stage)}
 
 
 def from_reference(state: Mapping[str, Tensor], lora_alpha: float | None) -> tuple[int, dict[str, Tensor]]:
-    """Stage of a checkpoint, and its tensors under our names and in our shapes.
+    """Stage of a checkpoint, and its tensors under the names and in the shapes of this plugin.
 
     Args:
         state: the checkpoint's ``model_state_dict``.
-        lora_alpha: of the LoRA on the patch embedding that is folded into ICE; the checkpoint does not say it. None
-            where ICE carries LoRA itself: nothing is folded.
+        lora_alpha: of the LoRA on the patch embedding that is folded into ICE; the checkpoint does not say it. None if
+            ICE carries LoRA itself, and nothing is folded.
 
     Raises:
         ValueError: no such checkpoint, a qkv bias is not zero, or the patch embedding's LoRA is incomplete.
@@ -206,9 +219,9 @@ def from_reference(state: Mapping[str, Tensor], lora_alpha: float | None) -> tup
     ours = rename(without_qkv_bias(vit), ice_names + VIT_NAMES) | rename(others, OTHER_NAMES)
     for name in ours:
         if name.startswith(ICE) and ours[name].ndim == 4:  # their slices are colour channels: (E, K, 16, 16)
-            ours[name] = ours[name].unsqueeze(1 if ".lora_B." not in name else -1)
-    if PROXY_HEAD in ours:  # theirs is a 2D convolution
-        ours[PROXY_HEAD] = ours[PROXY_HEAD].unsqueeze(-1)
+            ours[name] = ours[name].unsqueeze(-1 if ".lora_B." in name else 1)
+    if (head := f"{PROXY_LAYER}weight") in ours:  # theirs is a 2D convolution
+        ours[head] = ours[head].unsqueeze(-1)
     return stage, ours
 
 
@@ -217,9 +230,9 @@ def _refuse_trained_bias(vit: Mapping[str, Tensor]) -> None:
         if re.search(QKV_BIAS, name) and bool((tensor != 0).any()):
             raise ValueError(
                 f"{name} is not zero (up to {tensor.float().abs().max().item():.3g}), and the networks here have no "
-                "qkv bias. So it is in runs of the released code that were started without a DINOv3 file: their "
-                "backbone began at random, and its v biases were trained. Such a run cannot be converted: predict with "
-                "the released code, or train anew from DINOv3's weights (dinomed3d weights), here or there."
+                "qkv bias. Runs of the released code that were started without a DINOv3 file have one: their backbone "
+                "began at random, and its v biases were trained. Such a run cannot be converted: predict with the "
+                "released code, or train anew from DINOv3's weights (dinomed3d weights), here or there."
             )
 
 
@@ -228,8 +241,8 @@ def _fold_patch_lora(vit: Mapping[str, Tensor], alpha: float) -> dict[str, Tenso
 
     W is ``(E, K, 16, 16)``, A ``(r, K, 16, 16)``, B ``(E, r, 1, 1)``.
     """
-    names = [f"{PATCH}.{part}.weight" for part in ("base_layer", "lora_A.default", "lora_B.default")]
-    base, *found = [tuple(vit[name].shape) if name in vit else NONE for name in names]
+    names = [f"{PATCH_EMBEDDING}.{part}.weight" for part in ("base_layer", "lora_A.default", "lora_B.default")]
+    base, *found = [tuple(vit[name].shape) if name in vit else NO_TENSOR for name in names]
     if len(base) != 4:
         raise ValueError(f"{names[0]} of the checkpoint: expected (E, K, 16, 16), found {base}. Copy the file again.")
     rank = next((len(tensor) for name, tensor in vit.items() if ".lora_A." in name), 0)
@@ -238,7 +251,7 @@ def _fold_patch_lora(vit: Mapping[str, Tensor], alpha: float) -> dict[str, Tenso
             raise ValueError(f"{name} of the checkpoint: expected {expected}, found {shape}. Copy the file again.")
     weight, down, up = (vit[name].float() for name in names)
     kept = {name: tensor for name, tensor in vit.items() if name not in names}
-    kept[f"{PATCH}.weight"] = weight + alpha / rank * torch.einsum("erij,rkhw->ekhw", up, down)
+    kept[f"{PATCH_EMBEDDING}.weight"] = weight + alpha / rank * torch.einsum("erij,rkhw->ekhw", up, down)
     return kept
 
 
@@ -258,24 +271,14 @@ def _lora_alpha(network: nn.Module) -> float:
     return next(float(alpha["default"]) for alpha in alphas if alpha)
 
 
-def _in_checkpoint(name: str, stage: int) -> bool:
-    """Whether a checkpoint of the stage fills this tensor of our network."""
-    if stage == 1:
-        return name.startswith(("encoder.", "proxy_head.")) and ".lora_" not in name
-    return name != "_extra_state" and not name.startswith("proxy_head.")
+def _filled(own: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
+    """The tensors of the network that a checkpoint of the stage fills."""
+    kept = stage1_state(own) if stage == 1 else own
+    out = (STAGE_KEY,) if stage == 1 else (STAGE_KEY, PROXY_HEAD)
+    return {name: tensor for name, tensor in kept.items() if not name.startswith(out)}
 
 
-def _check(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-    names = [*expected, *sorted(found.keys() - expected.keys())]
-    wrong = [name for name in names if found.get(name) != expected.get(name)]
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} tensors of the checkpoint do not fit, the first is {wrong[0]}: expected "
-            f"{expected.get(wrong[0], NONE)}, found {found.get(wrong[0], NONE)}. {_reason(found, expected, wrong)}"
-        )
-
-
-def _reason(found: Mapping[str, Shape], expected: Mapping[str, Shape], wrong: list[str]) -> str:
+def _reason(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
     """Why a checkpoint does not fit, and what to do, as far as shapes tell."""
     (width, depth), (own_width, own_depth) = _vit_size(found), _vit_size(expected)
     if width and (width, depth) != (own_width, own_depth):
@@ -287,7 +290,7 @@ def _reason(found: Mapping[str, Shape], expected: Mapping[str, Shape], wrong: li
     for fact, sentence in DIFFERENCES.items():
         if fact in theirs and fact in ours and theirs[fact] != ours[fact]:
             return sentence.format(theirs[fact], ours[fact])
-    resampling = [name for name in wrong if re.fullmatch(r"adapter\.levels\.\d\.3\.(weight|bias)", name)]
+    resampling = [name for name in expected if re.fullmatch(r"adapter\.levels\.\d\.3\.(weight|bias)", name)]
     if any(found.get(name, ())[2:] != expected.get(name, ())[2:] for name in resampling):
         return (
             'Released checkpoints need a network with depth_alignment="released" and in-plane scale 1 (that of a patch '
@@ -297,16 +300,16 @@ def _reason(found: Mapping[str, Shape], expected: Mapping[str, Shape], wrong: li
 
 
 def _vit_size(shapes: Mapping[str, Shape]) -> tuple[int, int]:
-    """Width and depth of the ViT by our names; 0 for a width that cannot be told."""
-    embeddings = (shapes.get(f"{ICE}{layer}weight") for layer in ("", "base_layer."))
-    return next((shape[0] for shape in embeddings if shape), 0), _blocks(shapes, "encoder.vit.")
+    """Width and depth of the ViT, by the names of this plugin; 0 for a width that cannot be told."""
+    embeddings = (shapes.get(f"{prefix}weight") for prefix in (ICE, ICE_WITH_LORA))
+    return next((shape[0] for shape in embeddings if shape), 0), _blocks(shapes, VIT)
 
 
 def _facts(shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """What shapes by our names tell of `DIFFERENCES`."""
+    """Values for `DIFFERENCES`, from shapes by the names of this plugin."""
     facts = {}
     for name, shape in shapes.items():
-        if name in (f"{ICE}weight", f"{ICE}base_layer.weight") and len(shape) == 5:
+        if name in (f"{ICE}weight", f"{ICE_WITH_LORA}weight") and len(shape) == 5:
             facts["channels"], facts["slab_depth"] = shape[1:3]
         elif ".lora_A." in name and shape:
             facts["lora_rank"] = shape[0]
@@ -316,6 +319,6 @@ def _facts(shapes: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def _blocks(names: Iterable[str], prefix: str) -> int:
-    """How many Transformer blocks these are tensors of; their names start with the prefix."""
+    """Number of Transformer blocks among the names that start with the prefix."""
     found = (re.match(rf"{re.escape(prefix)}blocks\.(\d+)\.", name) for name in names)
     return len({match[1] for match in found if match})

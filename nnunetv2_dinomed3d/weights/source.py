@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: what ``DINOMED3D_WEIGHTS`` names, else the Hugging Face Hub."""
+"""Pretrained weights come from what ``DINOMED3D_WEIGHTS`` names, else from the Hugging Face Hub."""
 
 import os
 from collections.abc import Mapping
@@ -9,15 +9,16 @@ from typing import Literal
 import huggingface_hub
 from torch import Tensor
 
-from nnunetv2_dinomed3d.weights.check import as_float32, check_shapes
+from nnunetv2_dinomed3d.network_architecture.state_dict import Shape, shapes_of
+from nnunetv2_dinomed3d.weights.check import as_float32, check_vit_shapes
 from nnunetv2_dinomed3d.weights.files import (
     GOOD_FILES,
     WEIGHTS_FILE,
     WEIGHTS_VARIABLE,
-    check_against_name,
     read_tensors,
     sha256,
     shortened,
+    verify_meta_checksum,
     weight_files,
 )
 from nnunetv2_dinomed3d.weights.formats import has_qkv_bias, to_timm
@@ -25,10 +26,10 @@ from nnunetv2_dinomed3d.weights.formats import has_qkv_bias, to_timm
 RANDOM = "random"
 
 LIGHTLY_TRAIN_VIT = "vit_tiny_patch16_dinov3"
-"""A size that Meta and timm do not have."""
+"""The tiny ViT, which Meta and timm do not have."""
 
 HUB_TIMEOUT = 5.0
-"""Seconds that the Hub has for each answer about the file."""
+"""Seconds that the Hub has for each answer about a file."""
 
 
 class WeightsUnavailableError(RuntimeError):
@@ -62,11 +63,11 @@ class PretrainedWeights:
 
 @dataclass(frozen=True)
 class WeightsSetting:
-    """What a training would start from.
+    """The weights that a training would start from.
 
     Attributes:
-        source: where the weights come from.
-        available: whether they are there without a network (whether they fit is not known).
+        source: kind of place that they come from.
+        available: whether they are there without a network connection; whether they fit is not known.
         description: one line for people.
     """
 
@@ -75,8 +76,8 @@ class WeightsSetting:
     description: str
 
 
-def load_pretrained_weights(vit_name: str, expected: Mapping[str, tuple[int, ...]]) -> PretrainedWeights | None:
-    """Weights to start a training from; None only if ``DINOMED3D_WEIGHTS`` is ``random``.
+def read_pretrained(vit_name: str, expected: Mapping[str, Shape]) -> PretrainedWeights | None:
+    """Read the weights that a training starts from; None only if ``DINOMED3D_WEIGHTS`` is ``random``.
 
     Args:
         vit_name: timm's name of the ViT, e.g. ``vit_base_patch16_dinov3``; a tag (``.sat493m``) may follow.
@@ -99,7 +100,7 @@ def load_pretrained_weights(vit_name: str, expected: Mapping[str, tuple[int, ...
 
 
 def weights_setting(vit_name: str) -> WeightsSetting:
-    """What `load_pretrained_weights` would do, told without a network and without opening the weights.
+    """Say what `read_pretrained` would do, without a network connection and without opening the weights.
 
     Raises:
         ValueError: the variable is not set, and timm knows no weights of this ViT.
@@ -139,14 +140,14 @@ def _existing(value: str) -> Path:
     return path
 
 
-def load_weights(path: Path, vit_name: str, expected: Mapping[str, tuple[int, ...]]) -> PretrainedWeights:
-    """The weights in a file or folder; arguments and errors as of `load_pretrained_weights`."""
+def load_weights(path: Path, vit_name: str, expected: Mapping[str, Shape]) -> PretrainedWeights:
+    """Read the weights in a file or folder; arguments and errors as of `read_pretrained`."""
     state = read_tensors(path)
     checksum = sha256(*weight_files(path))
-    check_against_name(path, checksum)
+    verify_meta_checksum(path, checksum)
     try:
         format_name, renamed = to_timm(state, has_qkv_bias(expected))
-        check_shapes({name: tuple(tensor.shape) for name, tensor in renamed.items()}, expected, vit_name)
+        check_vit_shapes(shapes_of(renamed), expected, vit_name)
         tensors = as_float32(renamed)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -185,7 +186,7 @@ def _in_hub_cache(repository: str) -> Path | None:
 
 
 def fetch_from_hub(vit_name: str) -> Path:
-    """The Hub's file for a ViT, from the local cache if it is there: then no network is needed.
+    """Get the Hub's file for a ViT, from the local cache if it is there: then no network connection is needed.
 
     Raises:
         ValueError: timm knows no weights of this ViT.

@@ -1,4 +1,4 @@
-"""Stage 1 of another training, which ``DINOMED3D_STAGE1`` names: a checkpoint of ours, or a converted one."""
+"""Stage 1 of another training, which ``DINOMED3D_STAGE1`` names: a checkpoint of this plugin, or a converted one."""
 
 import os
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import STAGE_KEY
 from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE
 from nnunetv2_dinomed3d.weights.check import as_float32
 from nnunetv2_dinomed3d.weights.files import read_checkpoint, sha256
@@ -19,15 +20,15 @@ _FIX = (
 
 @dataclass(frozen=True)
 class Stage1Checkpoint:
-    """A checkpoint whose ICE and ViT stage 2 can start from.
+    """A checkpoint with the ICE and ViT that stage 2 starts from.
 
     Attributes:
         network_weights: its network's state dict.
         file: name of the file, without its folder.
         sha256: of the whole file.
-        trainer: that wrote it.
-        dataset: that it was trained on, by nnU-Net's name; None where the file does not tell.
-        fold: that it was trained on, or "all"; None where the file does not tell.
+        trainer: the one that wrote it.
+        dataset: nnU-Net's name of the data set that it was trained on; None if the file does not tell.
+        fold: the one that it was trained on, or "all"; None if the file does not tell.
     """
 
     network_weights: Mapping[str, Tensor]
@@ -39,7 +40,7 @@ class Stage1Checkpoint:
 
     def report(self) -> str:
         """One line for the training log."""
-        training = f"data set {self.dataset}, fold {self.fold}" if self.dataset else "data set and fold not told"
+        training = f"data set {self.dataset}, fold {self.fold}" if self.dataset else "data set and fold unknown"
         return f"Stage 2 starts from {self.file} ({self.trainer}, {training}, SHA-256 {self.sha256})."
 
 
@@ -58,16 +59,16 @@ def stage1_setting() -> Path | None:
     return path
 
 
-def load_stage1(path: Path) -> Stage1Checkpoint:
-    """Read such a checkpoint; no code in it is run.
+def read_stage1_checkpoint(path: Path) -> Stage1Checkpoint:
+    """Read a checkpoint that stage 2 can start from; no code in it is run.
 
     Raises:
-        ValueError: the file is damaged, no checkpoint of ours, or holds something else than finite numbers.
+        ValueError: the file is damaged, no checkpoint of this plugin, or holds something other than finite numbers.
     """
     try:
         checkpoint = read_checkpoint(path, _FIX)
         state = checkpoint["network_weights"]
-        weights = as_float32({name: tensor for name, tensor in state.items() if name != "_extra_state"})
+        weights = as_float32({name: tensor for name, tensor in state.items() if name != STAGE_KEY})
     except ValueError as error:
         raise ValueError(f"{STAGE1_VARIABLE}: {error}") from error
     init_args = checkpoint["init_args"]

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import torch
 
-from nnunetv2_dinomed3d.trainers.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 
 
 class nnUNetTrainerQuick(nnUNetTrainerDINOMed3D_nano):
@@ -15,7 +15,7 @@ class nnUNetTrainerQuick(nnUNetTrainerDINOMed3D_nano):
     iterations_per_epoch = 2
     val_iterations_per_epoch = 1
     slab_batch_size = 4
-    latest_every = 1
+    save_latest_every = 1
 
 
 class nnUNetTrainerSeeded(nnUNetTrainerQuick):

@@ -1,0 +1,73 @@
+"""``dinomed3d plan``: nnU-Net's plans with patch and batch for this network and the memory of a GPU."""
+
+import argparse
+import shlex
+
+from nnunetv2_dinomed3d.nnunet_files import dataset_name, folder_of
+from nnunetv2_dinomed3d.planning.target import DEFAULT_GB, require_memory
+from nnunetv2_dinomed3d.text import printable
+
+HELP = "Make plans with patch and batch for this network and the memory of a GPU."
+EXAMPLES = """
+dinomed3d plan -d 4
+dinomed3d plan -d 4 -gpu_memory_target 24 -tr nnUNetTrainerDINOMed3D_S
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add data set, memory, trainer and plans, named as nnU-Net names them."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of nnU-Net's data set")
+    parser.add_argument(
+        "-gpu_memory_target",
+        type=float,
+        metavar="GB",
+        help=f"memory of one GPU (default: that of the visible one; {DEFAULT_GB:.0f} without a GPU)",
+    )
+    parser.add_argument(
+        "-tr", default="nnUNetTrainerDINOMed3D", metavar="TRAINER", help="trainer to plan for (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-p", default="nnUNetPlans", metavar="PLANS", help="plans the data was preprocessed with (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the plans and print the memory that training with them takes; return 0.
+
+    Raises:
+        ValueError: an argument, a folder or a file of nnU-Net's is wrong, or the plans cannot be written.
+    """
+    require_memory(args.gpu_memory_target)
+    dataset = dataset_name(args.d)
+    folder_of("nnUNet_preprocessed")
+    # imported after the first checks, as PyTorch and nnU-Net take seconds
+    from nnunetv2_dinomed3d.planning.memory_table import free_memory, memory_table
+    from nnunetv2_dinomed3d.planning.planner import PLANS_NAME, choose, read_base, write_plans
+    from nnunetv2_dinomed3d.planning.training_memory import GB, can_be_planned_for, visible_gpu_memory
+    from nnunetv2_dinomed3d.trainers.registry import find_trainer
+
+    trainer = find_trainer(args.tr)
+    target = args.gpu_memory_target
+    if target is None:
+        visible = visible_gpu_memory()
+        target = DEFAULT_GB if visible is None else visible / GB
+    base = read_base(dataset, trainer, args.p)
+    if not can_be_planned_for(trainer):
+        print(f"Memory of {args.tr} with {args.p} on a GPU of {target:.1f} GB:", flush=True)
+        print(memory_table({name: memory.as_planned() for name, memory in base.memory.items()}, target, scaled=False))
+        print("No plans are written: nnU-Net's own planner chooses patch and batch for this trainer.")
+        return 0
+    print(f"Planning for {args.tr} on a GPU of {target:.1f} GB.", flush=True)
+    choices = choose(base, target)
+    replaced = base.file.exists()
+    write_plans(base, choices, target)
+    print(memory_table(choices, target))
+    for sentence in free_memory(choices, target):
+        print(sentence)
+    print(f"{'Replaced' if replaced else 'Written'}: {printable(str(base.file))}")
+    if base.others:
+        print(f"Not planned, as they are 2D: {', '.join(map(printable, base.others))}.")
+    print("Train with:")
+    for name in choices:
+        print("  " + shlex.join(["nnUNetv2_train", args.d, name, "0", "-tr", args.tr, "-p", PLANS_NAME]))
+    return 0

@@ -1,0 +1,1 @@
+"""The trainers of DINO-Med3D."""
