@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from nnunetv2_dinomed3d.network_architecture.state_dict import stage_of
-from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Stage
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage, stage_of
 from nnunetv2_dinomed3d.trainers.harness.best_epoch import BestEpoch
 from nnunetv2_dinomed3d.trainers.harness.checkpoint_files import LATEST
 from nnunetv2_dinomed3d.trainers.harness.identity import Identity

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-Stage = Literal[1, 2]
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 
 
 @dataclass(frozen=True)

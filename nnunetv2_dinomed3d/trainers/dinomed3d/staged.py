@@ -13,11 +13,11 @@ from torch import nn
 
 from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
-from nnunetv2_dinomed3d.network_architecture.state_dict import misfit, shapes_of, stage_of
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage, misfit, shapes_of, stage_of
 from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST, best_epoch_of_stage
 from nnunetv2_dinomed3d.trainers.dinomed3d.lr_schedulers import PlateauLRScheduler, StagePolyLRScheduler
 from nnunetv2_dinomed3d.trainers.dinomed3d.progress_plot import StagedLogger
-from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Recipe, Schedule, Stage
+from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Recipe, Schedule
 from nnunetv2_dinomed3d.trainers.harness.best_epoch import BestEpoch
 from nnunetv2_dinomed3d.trainers.harness.loader_workers import stop_workers
 from nnunetv2_dinomed3d.trainers.harness.trainer import BEST, HarnessTrainer

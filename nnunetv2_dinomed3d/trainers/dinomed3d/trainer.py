@@ -20,8 +20,8 @@ from torch import nn
 
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.network_architecture.options import DepthAlignment, NetworkOptions, Proxy
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.planning.step_memory import Step
-from nnunetv2_dinomed3d.trainers.dinomed3d.schedule import Stage
 from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import (
     Augmentation,
     CropSlab,
@@ -58,14 +58,14 @@ class nnUNetTrainerDINOMed3D(StagedTrainer):
     """
 
     variant: str = "base"
-    slab_depth: int = 3
-    depth_alignment: DepthAlignment = "exact"
-    rope_rescale: float | None = 2.0
-    rope_rescale_frozen: bool = False
-    lora_on_ice: bool = False
-    train_encoder: bool = True
-    proxy: Proxy = "linear"
-    detail_stream: bool = True
+    slab_depth: int = NetworkOptions.slab_depth
+    depth_alignment: DepthAlignment = NetworkOptions.depth_alignment
+    rope_rescale: float | None = NetworkOptions.rope_rescale
+    rope_rescale_frozen: bool = NetworkOptions.rope_rescale_frozen
+    lora_on_ice: bool = NetworkOptions.lora_on_ice
+    train_encoder: bool = NetworkOptions.train_encoder
+    proxy: Proxy = NetworkOptions.proxy
+    detail_stream: bool = NetworkOptions.detail_stream
     slab_batch_size: int = 24
     checkpoint_activations: bool = True
     whole_validation: bool = False
