@@ -230,7 +230,7 @@ class FolderLock:
         return False
 
     def _now(self) -> float:
-        """By the clock that gives the folder's files their times."""
+        """The time by the clock that gives the folder's files their times."""
         probe = self.path.with_name(f"{LOCK}.{self.owner.token}.partial")
         try:
             probe.write_text("")
@@ -257,7 +257,7 @@ class FolderLock:
 
 
 def _touched(path: Path) -> float:
-    """When the file was; opened, so that network file systems ask the server."""
+    """The file's time; it is opened, so that network file systems ask the server."""
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_mtime
 

@@ -31,7 +31,7 @@ PREEMPTED = 75
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
-"""What asks a process to stop: schedulers, Ctrl-C, a closed terminal, Slurm's early warning."""
+"""Signals that ask a process to stop: from schedulers, Ctrl-C, a closed terminal, Slurm's early warning."""
 
 _POLL = 0.5
 """Seconds between two looks at the parent."""

@@ -21,7 +21,7 @@ from nnunetv2_dinomed3d.evaluation.planes import Plane, PlaneChooser
 from nnunetv2_dinomed3d.processes import STOP_SIGNALS, children_end_with_us, end_with_parent
 
 State = Literal["measured", "both empty", "false negative", "false positive"]
-"""What is there of a structure. A false negative structure is in the reference only, a false positive one in the
+"""Presence of a structure. A false negative structure is in the reference only, a false positive one in the
 prediction only."""
 
 

@@ -1,4 +1,4 @@
-"""Where nnU-Net's ``-tr`` meets this project: our trainers, resolved by name and only when asked for.
+"""The module in which nnU-Net's ``-tr`` finds our trainers, by name and only when asked for.
 
 nnU-Net imports every module of the folders it searches, whichever trainer it looks for. So nothing is imported here: a
 stock trainer's start is neither slowed down nor broken. A wheel puts this module into nnU-Net's own folder of trainers;

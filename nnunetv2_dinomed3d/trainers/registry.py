@@ -1,4 +1,4 @@
-"""From a trainer's name to its class: ``nnUNetTrainerDINOMed3D`` and suffixes.
+"""The class of a trainer's name: ``nnUNetTrainerDINOMed3D`` and suffixes.
 
 A name has at most one suffix of each theme, in the themes' order: size, slab depth, part of the method, recipe, length.
 ``nnUNetTrainerDINOMed3D_S_K1_250epochs`` is a class that derives from the classes of its suffixes and changes nothing.
@@ -54,7 +54,7 @@ SUFFIX_GROUPS: dict[str, tuple[type[nnUNetTrainerDINOMed3D], ...]] = {
 
 
 ALIKE = 0.8
-"""Of two words that are taken for one another, by difflib's measure: ``250epoch`` and ``250epochs``."""
+"""Likeness, by difflib's measure, from which on a word is taken for another: ``250epoch`` for ``250epochs``."""
 
 
 class UnknownTrainerError(ValueError):
@@ -112,7 +112,7 @@ def _meant(name: str) -> str:
 
 
 def _own(name: str) -> str:
-    """What to do where the class is the user's."""
+    """Advice where the class is the user's."""
     setting = os.environ.get("nnUNet_extTrainer", "")
     folders = shlex.quote(os.pathsep.join(filter(None, [setting, "/folder/of/its/file"])))
     return f"Is it a class of your own? Then export nnUNet_extTrainer={folders}, which is {setting!r} here."

@@ -10,12 +10,12 @@ class nnUNetTrainerDINOMed3D_20epochs(nnUNetTrainerDINOMed3D):
 
 
 class nnUNetTrainerDINOMed3D_250epochs(nnUNetTrainerDINOMed3D):
-    """As long as nnU-Net's ``nnUNetTrainer_250epochs``."""
+    """The length of nnU-Net's ``nnUNetTrainer_250epochs``."""
 
     stage1_epochs = stage2_epochs = 125
 
 
 class nnUNetTrainerDINOMed3D_1000epochs(nnUNetTrainerDINOMed3D):
-    """As long as nnU-Net's default."""
+    """The length of nnU-Net's default."""
 
     stage1_epochs = stage2_epochs = 500

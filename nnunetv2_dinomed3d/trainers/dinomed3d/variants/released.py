@@ -144,7 +144,7 @@ class nnUNetTrainerDINOMed3D_released(nnUNetTrainerDINOMed3D):
         return ComposeTransforms([self._joint(item) if isinstance(item, SpatialTransform) else item for item in kept])
 
     def _joint(self, spatial: SpatialTransform) -> BasicTransform:
-        """Of half of the patches rotation, scaling and, in stage 2, shift; the others are cut out as they are."""
+        """Rotation, scaling and, in stage 2, shift of half of the patches; the others are cut out as they are."""
         moved, still = copy(spatial), copy(spatial)
         still.p_rotation = still.p_scaling = 0
         moved.p_rotation = moved.p_scaling = moved.p_synchronize_scaling_across_axes = 1
