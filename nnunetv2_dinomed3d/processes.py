@@ -10,10 +10,12 @@ Three cases, one entry each:
 No PyTorch and no nnU-Net here: a child imports this in milliseconds.
 """
 
+import errno
 import inspect
 import multiprocessing
 import multiprocessing.process
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,8 +230,12 @@ class Commands:
             if prefix
             else {}
         )
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True, **output)
-        self._tell_watcher(f"+{process.pid}")
+        if shutil.which(command[0], path=(os.environ if env is None else env).get("PATH")) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+        assert self._watcher
+        # the child tells the watcher before it becomes the command: we could be killed before we do
+        told = ["/bin/sh", "-c", '(echo "+$$" >&0) 2>/dev/null; exec "$@" </dev/null', "sh", *command]
+        process = subprocess.Popen(told, env=env, stdin=self._watcher.stdin, start_new_session=True, **output)
         self._running[process.pid] = process
         if self.stopped_by:  # since the last look
             _signal_session(process.pid, self.stopped_by)

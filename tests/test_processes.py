@@ -195,6 +195,36 @@ def test_stopped_between_commands_and_in_threads() -> None:
     assert commands.stopped_by == signal.SIGTERM
 
 
+BUSY = """
+import subprocess, sys, time
+from nnunetv2_dinomed3d.processes import Commands
+
+class Slow(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        print("child", self.pid, flush=True)
+        time.sleep(600)  # a busy machine: the command runs, and we have not gone on yet
+
+with Commands() as commands:
+    print("child", commands._watcher.pid, flush=True)
+    subprocess.Popen = Slow
+    commands.run([sys.executable, "-c", "import time; time.sleep(600)"])
+"""
+
+
+def test_a_command_ends_with_a_parent_killed_as_it_was_started(tmp_path: Path) -> None:
+    process = start(tmp_path, BUSY)
+    pids = children(process, 2)
+    process.kill()
+    process.wait()
+    await_end(pids)
+
+
+def test_a_command_that_is_not_there_is_an_error() -> None:
+    with Commands() as commands, pytest.raises(FileNotFoundError, match="no_such_command"):
+        commands.run(["no_such_command"])
+
+
 def test_a_start_is_not_broken_off(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Another thread takes the signal, and the handler would run in the middle: a child with half a message."""
     started = threading.Event()
