@@ -18,6 +18,7 @@ from tests.look_models import write_model
 pytestmark = pytest.mark.own
 
 
+@pytest.mark.end_to_end
 def test_in_a_process_and_here(
     make_trainer: Callable[..., nnUNetTrainer], preprocessed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,12 +129,14 @@ def _refuse(rank: int, address: str, preprocessed: str, results: str) -> None:
     os._exit(0)
 
 
+@pytest.mark.end_to_end
 def test_damaged_data_end_all_ranks(preprocessed: Path, tmp_path: Path) -> None:
     """Rank 0 alone looks at them; the others must not wait for it until a collective gives up."""
     address = f"file://{tmp_path / 'rendezvous'}"
     multiprocessing.spawn(_refuse, (address, str(preprocessed), str(tmp_path / "results")), nprocs=RANKS)
 
 
+@pytest.mark.end_to_end
 def test_both_stages_on_two_ranks(preprocessed: Path, tmp_path: Path) -> None:
     (preprocessed / "splits_final.json").unlink(missing_ok=True)
     address = f"file://{tmp_path / 'rendezvous'}"

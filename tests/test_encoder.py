@@ -130,6 +130,7 @@ def test_what_is_recomputed_has_the_factors_of_the_forward_pass(stage: Stage, fr
     assert compared
 
 
+@pytest.mark.end_to_end
 def test_training_with_rescaling_in_stage_2_compiles_whole() -> None:
     network = training_nano(rope_rescale_frozen=True, lora_on_ice=True)
     network.checkpoint_activations()
