@@ -124,7 +124,7 @@ def test_at_the_end_of_the_last_epoch(make_trainer: MakeTrainer, hook: str) -> N
     folder = Path(stopped.output_folder)
     assert torch.load(folder / "checkpoint_final.pth", weights_only=False)["current_epoch"] == EPOCHS
     assert not (folder / "checkpoint_latest.pth").exists()
-    assert "--c validates" in log_of(stopped)
+    assert "Resume with --c to validate" in log_of(stopped)
 
 
 @pytest.mark.parametrize("hook", ["initialize", "on_train_start", "get_dataloaders", "on_epoch_start"])
