@@ -107,7 +107,7 @@ def test_stage_1_is_validated_on_every_slice_once(make_trainer: MakeTrainer, mon
     added = np.zeros(3)
     shared: list[str] = []
     for rank in range(2):
-        monkeypatch.setattr(trainer, "_rank_and_ranks", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(trainer, "rank_and_ranks", lambda rank=rank: (rank, 2))
         trainer.dataloader_val = trainer._whole_dataloader()
         one, part = counts(trainer)
         added, shared = added + one, shared + part
