@@ -240,7 +240,7 @@ def test_a_failed_start_leaves_nothing(
 
     name = {
         "constructor": "print_to_log_file",
-        "weights": "_start",
+        "weights": "load_start_weights",
         "data": "_check_cases",
         "loaders": "get_dataloaders",
     }
