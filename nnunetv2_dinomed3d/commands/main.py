@@ -148,7 +148,7 @@ def _ending_on_signals() -> Iterator[None]:
 def _silence_libraries() -> None:
     """Silence what libraries say to one another's authors, or about themselves: no user can do anything about it."""
     if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.simplefilter("ignore")  # libraries' about one another; ours are printed
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # its cache of fonts, which is built once
 
 
