@@ -77,6 +77,6 @@ def _of_two(c: Comparison, first: str, metric: Metric) -> str:
     size = abs(c.difference)
     least = 10.0**-metric.digits
     by = f"less than {formatted(least, metric.digits)}" if size < least / 2 else formatted(size, metric.digits)
-    sizes = None if c.interval is None else tuple(sorted(map(abs, c.interval)))
-    amount = " ".join(filter(None, [by, what, interval_text(sizes, metric.digits)]))  # type: ignore[arg-type]
+    sizes = None if c.interval is None else (min(map(abs, c.interval)), max(map(abs, c.interval)))
+    amount = " ".join(filter(None, [by, what, interval_text(sizes, metric.digits)]))
     return f"{name} is {'better' if gain > 0 else 'worse'} than {other} by {amount} on {cases}, {tally}{few}."
