@@ -260,3 +260,10 @@ def test_a_checkpoint_of_another_networks_trainer_is_refused(make_trainer: MakeT
     stock = {"network_weights": {"encoder.weight": torch.zeros(1)}, "init_args": {}, "current_epoch": 1, "logging": {}}
     with pytest.raises(ValueError, match="is no checkpoint of a DINO-Med3D training, but of another trainer's"):
         trainer.load_checkpoint(stock)
+
+
+def test_a_users_trainer_may_set_latest_every_under_its_old_name(make_trainer: MakeTrainer) -> None:
+    class Old(nnUNetTrainerQuick):
+        latest_every = 3
+
+    assert make_trainer(Old).save_every == 3

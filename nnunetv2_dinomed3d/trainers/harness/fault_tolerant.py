@@ -76,6 +76,8 @@ class FaultTolerantTrainer(nnUNetTrainer):
             raise
         if self._folder is not None:
             self._folder.set_log(Path(self.log_file))
+        if hasattr(self, "latest_every"):  # the name up to version 0.1, for one release
+            self.save_latest_every = self.latest_every
         self.save_every = self.save_latest_every
         self._steps = EpochSteps(0)
         self._earlier: list[dict] = []  # what this epoch's steps from before a stop gave
