@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunetv2_dinomed3d.trainer_names import TABLES
 from tests.crossval_jobs import FAKE, FIVE_FOLDS, LONG, crossval, in_slurm, make_trainings, records, stand_in
 from tests.evaluation_results import NAME
 from tests.processes import await_end, running, wait_until
@@ -213,3 +214,104 @@ def test_the_folds_are_those_of_the_splits(root: Path, capsys: pytest.CaptureFix
 def test_refusals(root: Path, words: list[str], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         crossval(*words)
+
+
+def commands(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The printed command lines, without comments."""
+    return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+
+
+def with_plans(root: Path, *configurations: str) -> None:
+    """The data set's plans have these configurations."""
+    plans = {"configurations": {name: {} for name in configurations}}
+    (root / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json").write_text(json.dumps(plans))
+
+
+def test_a_table_is_its_rows_each_on_its_configuration(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_plans(root, "2d", "3d_fullres")
+    assert crossval("777", "-tr", "TABLE1", "--folds", "0") == 0
+    words = [shlex.split(line) for line in commands(capsys)]
+    assert [line[5] for line in words] == TABLES["TABLE1"]
+    assert len(words) == 10
+    assert {line[5]: line[2] for line in words if line[2] != "3d_fullres"} == {"nnUNetTrainerBaseline_DinoUNet_L": "2d"}
+
+
+def test_rows_of_two_tables_are_trained_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_plans(root, "2d", "3d_fullres")
+    crossval("777", "-tr", "TABLE1", "TABLE2", "TABLE3", "--folds", "0")
+    trainers = [shlex.split(line.partition("nnUNetv2_train")[2])[4] for line in commands(capsys)]
+    assert sorted(trainers) == sorted({row for rows in TABLES.values() for row in rows})
+
+
+def test_a_configuration_for_each_trainer(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_plans(root, "2d", "3d_fullres")
+    crossval("777", "-tr", "New", "New", "-c", "2d", "3d_fullres", "--folds", "0")
+    assert [line.split()[2] for line in commands(capsys)] == ["2d", "3d_fullres"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["777", "-tr", "A", "B", "C", "-c", "2d", "3d_fullres"], "-c names 2 configurations for 3 trainers"),
+        (["777", "2d", "-tr", "A", "-c", "3d_fullres"], "The configuration is 2d and, by -c, 3d_fullres"),
+    ],
+)
+def test_configurations_that_do_not_go_together(root: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        crossval(*words)
+
+
+BASE = "nnUNetTrainerDINOMed3D"
+
+
+def test_rows_that_share_stage_1_train_it_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    crossval("777", "-tr", "TABLE3", "--folds", "0", "1", "--gpus", "0", "1")
+    lines = commands(capsys)
+    of_first = [line for line in lines if "CUDA_VISIBLE_DEVICES=0" in line]
+    stage1 = root / "nnUNet_results" / NAME / f"{BASE}_stage1__nnUNetPlans__3d_fullres"
+    for trainer in (BASE, f"{BASE}_noDetail"):
+        for fold in "01":
+            (line,) = [line for line in lines if f" {fold} -tr {trainer} " in line]
+            assert f"DINOMED3D_STAGE1={stage1}/fold_{fold}/checkpoint_best.pth nnUNetv2_train" in line
+    queue = of_first if any("_stage1 " in line and " 0 -tr" in line for line in of_first) else lines
+    order = [line.partition("-tr ")[2].split()[0] for line in queue if " 0 -tr" in line]
+    assert order.index(f"{BASE}_stage1") < min(order.index(BASE), order.index(f"{BASE}_noDetail"))
+    alone = [line for line in lines if "DINOMED3D_STAGE1" not in line]
+    assert {line.partition("-tr ")[2].split()[0] for line in alone} == {
+        f"{BASE}_{suffix}" for suffix in ("frozen", "stage1", "noStage1", "UPerNetProxy")
+    }
+
+
+def test_without_a_row_of_stage_1_alone_the_first_trains_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    crossval("777", "-tr", BASE, f"{BASE}_noDetail", f"{BASE}_S", "--folds", "0")
+    model = root / "nnUNet_results" / NAME / f"{BASE}__nnUNetPlans__3d_fullres"
+    shared = [line for line in commands(capsys) if "DINOMED3D_STAGE1" in line]
+    assert len(shared) == 1
+    assert f"DINOMED3D_STAGE1={model}/fold_0/checkpoint_best_stage1.pth" in shared[0]
+    assert f"-tr {BASE}_noDetail " in shared[0]
+
+
+def test_ones_own_stage_1_is_left_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DINOMED3D_STAGE1", "mine.pth")
+    crossval("777", "-tr", "TABLE3", "--folds", "0")
+    assert not any("DINOMED3D_STAGE1" in line for line in commands(capsys))
+
+
+def test_a_row_whose_stage_1_is_not_done_is_left_out(
+    root: Path, jobs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert crossval("777", "-tr", f"{BASE}_stage1", BASE, "--folds", "0", "--run") == 75
+    assert f"{BASE} fold 0 is left out: it starts from stage 1 of {BASE}_stage1 fold 0" in capsys.readouterr().out
+    assert [record["words"][4] for record in records(jobs)] == [f"{BASE}_stage1"]
+
+
+def test_slurm_runs_them_after_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    crossval("777", "-tr", f"{BASE}_stage1", BASE, "--folds", "0", "--slurm")
+    first, second = commands(capsys)
+    assert first == f"first=$(sbatch --parsable crossval_{NAME}.sh)"
+    assert second == f"sbatch --dependency=afterok:$first crossval_{NAME}_stage2.sh"
+    script = Path(f"crossval_{NAME}_stage2.sh").read_text()
+    assert "0) export DINOMED3D_STAGE1=" in script
+    assert f"-tr {BASE} " in script

@@ -27,7 +27,6 @@ from nnunetv2_dinomed3d.network_architecture import DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.network_architecture.token_grid import TOKEN_SIZE, in_plane_scale
 from nnunetv2_dinomed3d.planning.patch_choice import CLIP_DEPTH, candidates, choose_patch_and_batch
-from nnunetv2_dinomed3d.planning.planner import PLANS_NAME
 from nnunetv2_dinomed3d.planning.step_memory import (
     CUDA_RESERVE,
     MemoryUse,
@@ -36,7 +35,7 @@ from nnunetv2_dinomed3d.planning.step_memory import (
     _Storages,
     training_step_memory,
 )
-from nnunetv2_dinomed3d.planning.training_memory import TrainingMemory, memory_warning, training_steps
+from nnunetv2_dinomed3d.planning.training_memory import PLANS_NAME, TrainingMemory, memory_warning, training_steps
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.harness import trainer as trainer_module
 from nnunetv2_dinomed3d.trainers.registry import find_trainer, trainer_class
@@ -241,7 +240,7 @@ def voxels(patch: tuple[int, int, int], batch: int) -> int:
     ],
 )
 def test_choice(budget: int, patch: tuple[int, int, int], batch: int) -> None:
-    assert choose_patch_and_batch((90, 512, 512), lambda patch: 6, budget, voxels) == (patch, batch)
+    assert choose_patch_and_batch(candidates((90, 512, 512)), lambda patch: 6, budget, voxels) == (patch, batch)
 
 
 def test_few_estimates_are_made() -> None:
@@ -251,13 +250,13 @@ def test_few_estimates_are_made() -> None:
         asked.add((patch, batch))
         return voxels(patch, batch)
 
-    choose_patch_and_batch((90, 512, 512), lambda patch: 9, voxels((16, 400, 400), 2), cost)
+    choose_patch_and_batch(candidates((90, 512, 512)), lambda patch: 9, voxels((16, 400, 400), 2), cost)
     assert len(asked) < 15
 
 
 def test_nothing_fits() -> None:
     with pytest.raises(ValueError, match=r"smallest patch, \[16, 64, 64\] with batch 2, fits 0.0 GB: it needs 0.0 GB"):
-        choose_patch_and_batch((90, 512, 512), lambda patch: 9, 1000, voxels)
+        choose_patch_and_batch(candidates((90, 512, 512)), lambda patch: 9, 1000, voxels)
 
 
 def read(folder: Path, name: str) -> dict:

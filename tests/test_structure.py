@@ -20,7 +20,7 @@ MAX_LINES = 400
 
 FLOORS = [
     ["text", "processes", "settings", "written", "folder_lock", "versions", "moved"],
-    ["nnunet_files", "training_log", "dataset_json", "pictures"],
+    ["nnunet_files", "training_log", "dataset_json", "pictures", "trainer_names"],
     ["network_architecture"],
     ["weights"],
     ["planning"],

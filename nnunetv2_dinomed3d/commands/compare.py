@@ -17,6 +17,7 @@ from nnunetv2_dinomed3d.evaluation.cases import (
 from nnunetv2_dinomed3d.evaluation.dataset_labels import read_dataset_labels
 from nnunetv2_dinomed3d.evaluation.output import output_folder
 from nnunetv2_dinomed3d.evaluation.text import public_path
+from nnunetv2_dinomed3d.evaluation.trainings import trainings_of
 from nnunetv2_dinomed3d.nnunet_files import (
     dataset_name,
     find_dataset_json,
@@ -41,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the data set, the models to compare and how they are measured."""
     parser.add_argument("dataset", nargs="?", metavar="DATASET", help="number or name of nnU-Net's data set")
     models = parser.add_mutually_exclusive_group(required=True)
-    models.add_argument("-tr", nargs="+", metavar="TRAINER", help="trainers; differences are to the first one")
+    models.add_argument(
+        "-tr",
+        nargs="+",
+        metavar="TRAINER",
+        help="trainers, or TABLE1, TABLE2, TABLE3; differences are to the first one",
+    )
     models.add_argument(
         "--pred",
         nargs="+",
@@ -52,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p", nargs="+", metavar="PLANS", help="plans: one, or one for each trainer (default: nnUNetPlans)"
     )
-    parser.add_argument("-c", metavar="CONFIG", help="configuration (default: 3d_fullres)")
+    parser.add_argument(
+        "-c",
+        nargs="+",
+        metavar="CONFIG",
+        help="configuration: one, or one for each trainer (default: 3d_fullres, and 2d for a 2D network)",
+    )
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds (default: all that have been validated)")
     parser.add_argument("-o", type=Path, metavar="OUT", help="folder to write (default: compare_DATASET)")
     parser.add_argument(
@@ -141,7 +152,7 @@ def parse_tolerances(words: Sequence[str], labels: Sequence[str]) -> dict[str, f
 
 def _take_trailing_dataset(args: argparse.Namespace) -> None:
     """Take the data set from ``compare -tr A B 4``, where the option before it took it for one of its own words."""
-    for words in (args.tr, args.pred, args.p):
+    for words in (args.tr, args.pred, args.p, args.c):
         if not args.dataset and words and len(words) > 1 and names_dataset(words[-1]):
             args.dataset = words.pop()
 
@@ -180,8 +191,8 @@ def _paired_cases(args: argparse.Namespace, dataset: str | None, ending: str) ->
         models, references = given_models(args.pred, ending), files_of(args.gt, ending)
         return pair_cases(models, references, set(references), args.common)
     assert dataset, "_check lets no trainers pass without a data set"
-    plans, configuration = args.p or ["nnUNetPlans"], args.c or "3d_fullres"
+    trainings = trainings_of(args.tr, args.p or ["nnUNetPlans"], args.c or [])
     folds = fold_names(args.f) if args.f else None
-    models = trained_models(dataset, args.tr, plans, configuration, folds=folds, ending=ending)
+    models = trained_models(dataset, trainings, folds=folds, ending=ending)
     references = files_of(reference_folder(dataset), ending)
     return pair_cases(models, references, expected_cases(models, read_splits(splits_file(dataset))), args.common)

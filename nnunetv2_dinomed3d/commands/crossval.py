@@ -1,6 +1,7 @@
 """``dinomed3d crossval``: nnU-Net's commands that train all folds of all trainers; prints, runs or submits them."""
 
 import argparse
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -8,23 +9,27 @@ from pathlib import Path
 
 from nnunetv2_dinomed3d.evaluation.crossval import (
     DEFAULT_FOLDS,
+    FoldJob,
     command_line,
     count_folds,
     jobs_by_gpu,
     length_notes,
     plan_jobs,
     run_jobs,
+    with_shared_stage1,
 )
 from nnunetv2_dinomed3d.evaluation.slurm import slurm_script, write_script
+from nnunetv2_dinomed3d.evaluation.trainings import Training, trainings_of
 from nnunetv2_dinomed3d.nnunet_files import dataset_name
 from nnunetv2_dinomed3d.processes import PREEMPTED
-from nnunetv2_dinomed3d.settings import check_environment
+from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE, check_environment
 
 HELP = "Print or run nnU-Net's commands that train all folds of all trainers."
 EXAMPLES = """
 dinomed3d crossval 4 3d_fullres -tr nnUNetTrainer_100epochs nnUNetTrainerDINOMed3D
 dinomed3d crossval 4 -tr nnUNetTrainerDINOMed3D --gpus 0 1 --run
 dinomed3d crossval 4 -tr nnUNetTrainerDINOMed3D --folds 0 1 --slurm
+dinomed3d crossval 4 -tr TABLE1 --run
 """
 
 
@@ -34,11 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "configuration",
         nargs="?",
-        default="3d_fullres",
         metavar="CONFIG",
-        help="configuration to train (default: %(default)s)",
+        help="configuration of all trainers (default: 3d_fullres); a 2D network is trained on 2d",
     )
-    parser.add_argument("-tr", nargs="+", required=True, metavar="TRAINER", help="trainers")
+    parser.add_argument(
+        "-tr",
+        nargs="+",
+        required=True,
+        metavar="TRAINER",
+        help="trainers, or the rows of the paper's tables: TABLE1, TABLE2, TABLE3",
+    )
     parser.add_argument(
         "-p",
         nargs="+",
@@ -46,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PLANS",
         help="plans: one, or one for each trainer (default: nnUNetPlans)",
     )
+    parser.add_argument("-c", nargs="+", metavar="CONFIG", help="configurations, one for each trainer")
     parser.add_argument(
         "--folds",
         nargs="+",
@@ -73,10 +84,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--gpus does not go with --slurm: Slurm gives each job its GPU.")
     check_environment()
     gpus = parse_gpus(args.gpus)
-    trainings = parse_trainings(args.tr, args.p)
+    trainings = parse_trainings(args)
     dataset = dataset_name(args.dataset)
-    jobs = plan_jobs(dataset, args.configuration, trainings, parse_folds(args.folds, *count_folds(dataset)))
-    for note in length_notes(args.tr):
+    jobs = plan_jobs(dataset, trainings, parse_folds(args.folds, *count_folds(dataset)))
+    if not os.environ.get(STAGE1_VARIABLE):
+        jobs = with_shared_stage1(jobs)
+    for note in length_notes([training.trainer for training in trainings]):
         print(f"# {note}")
     for job in jobs:
         if job.state == "finished":
@@ -85,9 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if not unfinished:
         return 0
     if args.slurm:
-        path = Path(f"crossval_{dataset}.sh")
-        write_script(path, slurm_script(dataset, unfinished))
-        print(f"sbatch {shlex.quote(str(path))}")
+        print("\n".join(write_slurm(dataset, unfinished)))
         return 0
     by_gpu = jobs_by_gpu(unfinished, gpus)
     if args.run:
@@ -102,28 +113,41 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def parse_trainings(trainers: Sequence[str], plans: Sequence[str]) -> list[tuple[str, str]]:
-    """Trainer and plans of each training.
+def write_slurm(dataset: str, jobs: Sequence[FoldJob]) -> list[str]:
+    """Write a script for the jobs, and a second one for those that start from the stage 1 of one of them.
 
-    Args:
-        trainers: names.
-        plans: names: one for all trainers, or one for each.
+    Returns:
+        The commands that submit them.
+    """
+    first = [job for job in jobs if job.waits_for is None]
+    path = Path(f"crossval_{dataset}.sh")
+    write_script(path, slurm_script(dataset, first))
+    submit = f"sbatch {shlex.quote(str(path))}"
+    if len(first) == len(jobs):
+        return [submit]
+    second = path.with_name(f"crossval_{dataset}_stage2.sh")
+    write_script(second, slurm_script(dataset, [job for job in jobs if job.waits_for is not None]))
+    return [
+        f"first=$({submit.replace('sbatch', 'sbatch --parsable', 1)})",
+        f"sbatch --dependency=afterok:$first {shlex.quote(str(second))}",
+    ]
+
+
+def parse_trainings(args: argparse.Namespace) -> list[Training]:
+    """The trainings that the arguments name.
 
     Raises:
         ValueError: a name is none, the numbers differ, or a training is named twice.
     """
-    for trainer in trainers:
+    for trainer in args.tr:
         if not trainer.isidentifier():
             raise ValueError(f"-tr {trainer!r} is no name of a trainer. DATASET and CONFIG stand before the options.")
-    for name in plans:
+    for name in args.p:
         if Path(name).name != name or not name.isprintable():
             raise ValueError(f"-p {name!r} is no name of plans, such as nnUNetPlans")
-    if len(plans) not in (1, len(trainers)):
-        raise ValueError(f"-p names {len(plans)} plans for {len(trainers)} trainers. Give one, or one for each.")
-    pairs = list(zip(trainers, list(plans) * len(trainers) if len(plans) == 1 else plans, strict=True))
-    if len(set(pairs)) < len(pairs):
-        raise ValueError(f"{' '.join(trainers)}: the same training twice would write to one folder. Leave one out.")
-    return pairs
+    if args.configuration and args.c:
+        raise ValueError(f"The configuration is {args.configuration} and, by -c, {' '.join(args.c)}: give one of both.")
+    return trainings_of(args.tr, args.p, args.c or ([args.configuration] if args.configuration else []))
 
 
 def parse_folds(wanted: Sequence[str] | None, count: int, from_splits: bool) -> list[str]:

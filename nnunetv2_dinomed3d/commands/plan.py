@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     folder_of("nnUNet_preprocessed")
     # imported after the first checks, as PyTorch and nnU-Net take seconds
     from nnunetv2_dinomed3d.planning.memory_table import free_memory, memory_table
-    from nnunetv2_dinomed3d.planning.planner import PLANS_NAME, choose, read_base, write_plans
-    from nnunetv2_dinomed3d.planning.training_memory import GB, can_be_planned_for, visible_gpu_memory
+    from nnunetv2_dinomed3d.planning.planner import choose, read_base, write_plans
+    from nnunetv2_dinomed3d.planning.training_memory import GB, can_be_planned_for, name_of_plans, visible_gpu_memory
     from nnunetv2_dinomed3d.trainers.registry import find_trainer
 
     trainer = find_trainer(args.tr)
@@ -61,13 +61,14 @@ def run(args: argparse.Namespace) -> int:
     choices = choose(base, target)
     replaced = base.file.exists()
     write_plans(base, choices, target)
-    print(memory_table(choices, target))
+    print(memory_table(choices, target, scaled=not hasattr(trainer, "patch_divisor")))
     for sentence in free_memory(choices, target):
         print(sentence)
     print(f"{'Replaced' if replaced else 'Written'}: {printable(str(base.file))}")
     if base.others:
-        print(f"Not planned, as they are 2D: {', '.join(map(printable, base.others))}.")
+        kind = "2D" if 3 in trainer.axes else "3D"
+        print(f"Not planned, as they are {kind}: {', '.join(map(printable, base.others))}.")
     print("Train with:")
     for name in choices:
-        print("  " + shlex.join(["nnUNetv2_train", args.d, name, "0", "-tr", args.tr, "-p", PLANS_NAME]))
+        print("  " + shlex.join(["nnUNetv2_train", args.d, name, "0", "-tr", args.tr, "-p", name_of_plans(trainer)]))
     return 0

@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nnunetv2_dinomed3d.evaluation.trainings import Training, names_of
 from nnunetv2_dinomed3d.nnunet_files import (
     ENDINGS,
     Splits,
     folds_in,
-    model_folder,
     read_splits,
     splits_file,
     training_command,
@@ -92,31 +93,21 @@ def _case_of(name: str) -> str:
 
 
 def trained_models(
-    dataset: str, trainers: list[str], plans: list[str], configuration: str, *, folds: list[str] | None, ending: str
+    dataset: str, trainings: Sequence[Training], *, folds: list[str] | None, ending: str
 ) -> list[EvaluatedModel]:
     """Trained models of a data set with their validation predictions.
 
     Args:
-        plans: one for all trainers, or one for each.
         folds: None for every fold that has been validated.
 
     Raises:
         ValueError: a model, a fold or a validation is missing, or a fold predicted a case that it was trained on.
     """
-    if len(plans) not in (1, len(trainers)):
-        raise ValueError(f"-p names {len(plans)} plans for {len(trainers)} trainers: give one, or one for each")
-    pairs = list(zip(trainers, plans * len(trainers) if len(plans) == 1 else plans, strict=True))
-    if len(set(pairs)) < len(pairs):
-        raise ValueError(
-            f"{' '.join(trainers)}: the same training twice; leave one out, or give each its plans with -p"
-        )
     splits = read_splits(splits_file(dataset))
-    models = []
-    for trainer, plan in pairs:
-        name = trainer if trainers.count(trainer) == 1 else f"{trainer} ({plan})"
-        folder = model_folder(dataset, trainer, plan, configuration)
-        models.append(_trained_model(name, folder, folds, splits, ending=ending))
-    return models
+    return [
+        _trained_model(name, training.folder(dataset), folds, splits, ending=ending)
+        for name, training in zip(names_of(trainings), trainings, strict=True)
+    ]
 
 
 def _trained_model(name: str, folder: Path, folds: list[str] | None, splits: Splits, *, ending: str) -> EvaluatedModel:

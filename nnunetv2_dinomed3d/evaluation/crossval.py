@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from nnunetv2_dinomed3d.dataset_json import read_json
+from nnunetv2_dinomed3d.evaluation.trainings import Training
 from nnunetv2_dinomed3d.folder_lock import LOCK, Owner, read_owner
-from nnunetv2_dinomed3d.nnunet_files import is_validated, model_folder, preprocessed_folder, read_splits, splits_file
+from nnunetv2_dinomed3d.nnunet_files import is_validated, preprocessed_folder, read_splits, splits_file
 from nnunetv2_dinomed3d.processes import PREEMPTED, Commands
+from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE
+from nnunetv2_dinomed3d.trainer_names import BASELINE, DINOMED3D, STAGE1_ALONE, stage1_of
 
 DEFAULT_FOLDS = 5
 """The number of folds that nnU-Net makes if there is no ``splits_final.json``."""
@@ -24,7 +27,10 @@ STOCK, STOCK_EPOCHS = "nnUNetTrainer", 1000
 STOCK_LENGTHS = (5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 """The numbers of epochs for which nnU-Net has a trainer, such as ``nnUNetTrainer_100epochs``."""
 
-OURS, OUR_EPOCHS = "nnUNetTrainerDINOMed3D", 100
+OUR_EPOCHS = 100
+
+BEST, STAGE1_BEST = "checkpoint_best.pth", "checkpoint_best_stage1.pth"
+"""Names of the best epoch's checkpoint: of a training, and of a stage 1 that stage 2 follows."""
 
 BUSY_SECONDS = 600.0
 """A training whose log was written within this time may still run."""
@@ -44,6 +50,7 @@ class FoldJob:
         model: the training's folder in ``nnUNet_results``.
         words: the command line that begins the training.
         state: how far the training got.
+        waits_for: the job whose stage 1 this one starts from; None if it trains its own, or has begun.
     """
 
     trainer: str
@@ -51,6 +58,7 @@ class FoldJob:
     model: Path
     words: list[str]
     state: State
+    waits_for: "FoldJob | None" = None
 
     @property
     def name(self) -> str:
@@ -61,6 +69,15 @@ class FoldJob:
     def command(self) -> list[str]:
         """The command line that goes on with the training."""
         return [*self.words, *FLAGS[self.state]]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Settings that the command needs besides those of this process."""
+        first = self.waits_for
+        if first is None or self.state != "new":
+            return {}
+        checkpoint = BEST if STAGE1_ALONE in first.trainer else STAGE1_BEST
+        return {STAGE1_VARIABLE: str(first.model / f"fold_{first.fold}" / checkpoint)}
 
     def refreshed(self) -> "FoldJob":
         """The same job in its present state: another process may have gone on with the training, or finished it."""
@@ -108,30 +125,46 @@ def fold_state(model: Path, fold: str) -> State:
     return "new"
 
 
-def plan_jobs(
-    dataset: str, configuration: str, trainings: Sequence[tuple[str, str]], folds: Iterable[str]
-) -> list[FoldJob]:
-    """The jobs of all trainers and folds, trainer by trainer.
+def plan_jobs(dataset: str, trainings: Sequence[Training], folds: Iterable[str]) -> list[FoldJob]:
+    """The jobs of all trainings and folds, training by training.
 
     Args:
         dataset: name of the data set.
-        configuration: name of the configuration.
-        trainings: trainer and plans of each training.
+        trainings: trainer, plans and configuration of each.
         folds: of each training, in nnU-Net's spelling.
 
     Raises:
         ValueError: the data is not preprocessed with such plans, or a folder is in no clear state.
     """
-    for plans in dict.fromkeys(plans for _, plans in trainings):
+    for plans, configuration in dict.fromkeys((training.plans, training.configuration) for training in trainings):
         _check_preprocessed(dataset, configuration, plans)
     jobs = []
     folds = list(folds)
-    for trainer, plans in trainings:
-        model = model_folder(dataset, trainer, plans, configuration)
+    for training in trainings:
+        trainer, plans, configuration = training
+        model = training.folder(dataset)
         for fold in folds:
             words = ["nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans]
             jobs.append(FoldJob(trainer, fold, model, words, fold_state(model, fold)))
     return jobs
+
+
+def with_shared_stage1(jobs: Sequence[FoldJob]) -> list[FoldJob]:
+    """The same jobs, where those of a fold with the same stage 1 (Table 3) train it once and the others start from it.
+
+    The one that trains it is that of stage 1 alone, if it is there, else the first.
+    """
+    groups: dict[tuple[str, ...], list[FoldJob]] = {}
+    for job in jobs:
+        if (stage1 := stage1_of(job.trainer)) is not None:
+            groups.setdefault((stage1, job.fold, *job.model.name.split("__")[1:]), []).append(job)
+    result: dict[int, FoldJob] = {id(job): job for job in jobs}
+    for group in groups.values():
+        first = next((job for job in group if STAGE1_ALONE in job.trainer), group[0])
+        for job in group:
+            if job is not first and job.state == "new":
+                result[id(job)] = replace(job, waits_for=first)
+    return list(result.values())
 
 
 def count_folds(dataset: str) -> tuple[int, bool]:
@@ -165,21 +198,32 @@ def _check_preprocessed(dataset: str, configuration: str, plans: str) -> None:
         raise ValueError(f"{path} has no configuration {configuration!r}; it has {', '.join(there)}")
 
 
-def jobs_by_gpu(jobs: list[FoldJob], gpus: Sequence[str]) -> dict[str, list[FoldJob]]:
-    """The jobs dealt out to the GPUs in turn; without GPUs, all of them under the empty name."""
-    return {gpu: jobs[i :: len(gpus)] for i, gpu in enumerate(gpus)} if gpus else {"": jobs}
+def jobs_by_gpu(jobs: Sequence[FoldJob], gpus: Sequence[str]) -> dict[str, list[FoldJob]]:
+    """The jobs dealt out to the GPUs in turn; without GPUs, all of them under the empty name.
+
+    Jobs that share a stage 1 run on one GPU, one after the other.
+    """
+    chains: dict[str, list[FoldJob]] = {}
+    for job in jobs:
+        chains.setdefault((job.waits_for or job).name, []).append(job)
+    for chain in chains.values():
+        chain.sort(key=lambda job: job.waits_for is not None)
+    dealt = list(chains.values())
+    names = list(gpus) or [""]
+    return {gpu: [job for chain in dealt[i :: len(names)] for job in chain] for i, gpu in enumerate(names)}
 
 
 def command_line(job: FoldJob, gpu: str) -> str:
     """The line to type in a shell that goes on with the job; `gpu` may be empty."""
-    return (f"CUDA_VISIBLE_DEVICES={shlex.quote(gpu)} " if gpu else "") + shlex.join(job.command)
+    settings = {**({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}), **job.environment}
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in settings.items()), shlex.join(job.command)])
 
 
 def length_notes(trainers: Sequence[str]) -> list[str]:
     """Sentences about trainings of unequal length: in the paper, every method is trained for the same epochs."""
     if STOCK not in trainers:
         return []
-    ours = [trainer for trainer in trainers if trainer.startswith(OURS)]
+    ours = [trainer for trainer in trainers if trainer.startswith((DINOMED3D, BASELINE))]
     lengths = [int(found[1]) if (found := re.search(r"_([0-9]+)epochs", name)) else OUR_EPOCHS for name in ours]
     return [
         f"{STOCK} trains for {STOCK_EPOCHS} epochs, {name} for {epochs}; of equal length, as in the paper, is "
@@ -215,9 +259,14 @@ def run_jobs(jobs: Mapping[str, Sequence[FoldJob]]) -> Outcome:
             if owner := job.owner():
                 outcome.left.append(f"{job.name} is left out, as it is being trained: {owner}")
                 continue
+            if (first := job.waits_for) is not None and first.refreshed().state not in ("finished", "validate"):
+                outcome.left.append(
+                    f"{job.name} is left out: it starts from stage 1 of {first.name}, which is not done"
+                )
+                continue
             _warn_if_busy(job)
             print(command_line(job, gpu), flush=True)
-            code = run(job.command, environment, f"[GPU {gpu}] " if len(jobs) > 1 else "")
+            code = run(job.command, {**environment, **job.environment}, f"[GPU {gpu}] " if len(jobs) > 1 else "")
             if code == PREEMPTED:
                 outcome.left.append(f"{job.name} was interrupted; to go on: {command_line(job.refreshed(), gpu)}")
             elif code:

@@ -52,7 +52,7 @@ def slurm_script(dataset: str, jobs: Sequence[FoldJob]) -> str:
         *RESTART,
         'case "$SLURM_ARRAY_TASK_ID" in',
         *(
-            f"{i}) command=({shlex.join(job.command)}{' $again' if job.state == 'new' else ''}) ;;"
+            f"{i}) {_exports(job)}command=({shlex.join(job.command)}{' $again' if job.state == 'new' else ''}) ;;"
             for i, job in enumerate(jobs)
         ),
         "*) echo \"SLURM_ARRAY_TASK_ID is '$SLURM_ARRAY_TASK_ID', which is no task: use sbatch\" >&2; exit 1 ;;",
@@ -61,6 +61,11 @@ def slurm_script(dataset: str, jobs: Sequence[FoldJob]) -> str:
         *RUN,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _exports(job: FoldJob) -> str:
+    settings = {name: os.path.abspath(path) for name, path in job.environment.items()}
+    return "".join(f"export {name}={shlex.quote(value)}; " for name, value in settings.items())
 
 
 def _settings() -> list[str]:

@@ -7,7 +7,9 @@ in a source tree the folder of this file is the one to export as ``nnUNet_extTra
 
 
 def __getattr__(name: str) -> type:
-    if name.lower().startswith("nnunettrainerdinomed3d"):  # misspelt, too: whoever wrote so means one of ours
+    if name.lower().startswith(
+        ("nnunettrainerdinomed3d", "nnunettrainerbaseline_")
+    ):  # misspelt, too: whoever wrote so means one of ours
         from nnunetv2_dinomed3d.versions import require_supported_versions
 
         require_supported_versions()

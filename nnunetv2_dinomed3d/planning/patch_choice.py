@@ -21,7 +21,30 @@ MIN_SIDE = 64
 MIN_BATCH = 2
 """nnU-Net's."""
 
-PatchSize = tuple[int, int, int]
+PatchSize = tuple[int, ...]
+
+
+def multiples(median_shape: Sequence[float], divisor: Sequence[int]) -> list[list[PatchSize]]:
+    """Patches whose sides are multiples of a network's divisor, the largest first; one list.
+
+    The first covers the median case. As in nnU-Net's planner, each next one is shorter along the axis on which it
+    covers most of the case.
+
+    Args:
+        median_shape: of the cases after resampling, in voxels.
+        divisor: one number for each axis.
+    """
+    steps = [max(1, math.ceil(side / step)) for side, step in zip(median_shape, divisor, strict=True)]
+    patches = []
+    while True:
+        patches.append(tuple(count * step for count, step in zip(steps, divisor, strict=True)))
+        shares = [
+            count * step / side if count > 1 else 0.0
+            for count, step, side in zip(steps, divisor, median_shape, strict=True)
+        ]
+        if not any(shares):
+            return [patches]
+        steps[shares.index(max(shares))] -= 1
 
 
 def candidates(median_shape: Sequence[float]) -> list[list[PatchSize]]:
@@ -40,7 +63,7 @@ def candidates(median_shape: Sequence[float]) -> list[list[PatchSize]]:
     lists = []
     for scale in SCALES:
         step = TOKEN_SIZE // scale
-        patches = []
+        patches: list[PatchSize] = []
         for longer in range(padded_side(longest, scale), min(longest, MIN_SIDE) - 1, -step):
             share = min(longer, longest) / longest
             height, width = (padded_side(math.ceil(side * share), scale) for side in in_plane)
@@ -51,12 +74,13 @@ def candidates(median_shape: Sequence[float]) -> list[list[PatchSize]]:
 
 
 def choose_patch_and_batch(
-    median_shape: Sequence[float], max_batch: Callable[[PatchSize], int], budget: int, cost: Callable[..., int]
+    lists: Sequence[Sequence[PatchSize]], max_batch: Callable[[PatchSize], int], budget: int, cost: Callable[..., int]
 ) -> tuple[PatchSize, int]:
     """The largest patch of which a batch of two fits, then the largest batch.
 
     Args:
-        median_shape: of the cases after resampling.
+        lists: patches to choose from, by `candidates` or `multiples`; the largest that fits of the first list of which
+            one fits is taken.
         max_batch: of a patch, the largest batch that is wanted.
         budget: bytes.
         cost: bytes that training takes with a patch and a batch.
@@ -64,7 +88,6 @@ def choose_patch_and_batch(
     Raises:
         ValueError: not even the smallest patch fits.
     """
-    lists = candidates(median_shape)
     for patches in lists:
         index = bisect_left(patches, True, key=lambda patch: cost(patch, MIN_BATCH) <= budget)
         if index < len(patches):

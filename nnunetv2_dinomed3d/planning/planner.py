@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,10 +16,15 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_dinomed3d.dataset_json import read_dataset_json, read_json
 from nnunetv2_dinomed3d.nnunet_files import find_dataset_json, preprocessed_folder
-from nnunetv2_dinomed3d.planning.training_memory import GB, PatchAndBatch, TrainingMemory, can_be_planned_for
+from nnunetv2_dinomed3d.planning.training_memory import (
+    GB,
+    PatchAndBatch,
+    TrainingMemory,
+    can_be_planned_for,
+    name_of_plans,
+)
 from nnunetv2_dinomed3d.text import printable
 
-PLANS_NAME = "nnUNetDINOMed3DPlans"
 EXPERIMENT_PLANNER = "DINOMed3DPlanner"
 """The planner that the plans name as theirs."""
 
@@ -30,7 +35,7 @@ class Base:
 
     Attributes:
         plans: nnU-Net's.
-        memory: of each configuration, but 2D ones of a trainer that takes volumes alone.
+        memory: of each configuration that the trainer takes, 3D or 2D.
         others: those configurations.
         file: of the plans to write.
         earlier: plans that it holds now.
@@ -58,7 +63,7 @@ def read_base(dataset: str, trainer: type, base_plans: str = "nnUNetPlans") -> B
     file = folder / f"{base_plans}.json"
     if not file.exists():
         raise ValueError(
-            f"{file} does not exist. DINO-Med3D's plans build upon nnU-Net's (-p names others than nnUNetPlans) "
+            f"{file} does not exist. New plans build upon nnU-Net's (-p names others than nnUNetPlans) "
             f"and its preprocessed data: nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres"
         )
     plans = _read_plans(file)
@@ -70,10 +75,11 @@ def read_base(dataset: str, trainer: type, base_plans: str = "nnUNetPlans") -> B
         raise ValueError(f"{description}: numTraining is {cases!r}; it is the number of training cases")
     memory: dict[str, TrainingMemory] = {}
     others = []
+    axes: Sequence[int] = getattr(trainer, "axes", (2, 3))
     for name in plans["configurations"]:
         try:
             patch_size = PlansManager(plans).get_configuration(name).patch_size
-            if len(patch_size) == 3 or not can_be_planned_for(trainer):
+            if len(patch_size) in axes:
                 memory[name] = TrainingMemory(trainer, plans, name, dataset_json)
                 _require_sizes(memory[name])
             else:
@@ -85,11 +91,13 @@ def read_base(dataset: str, trainer: type, base_plans: str = "nnUNetPlans") -> B
                 f"nnUNetv2_plan_experiment -d {dataset}"
             ) from error
     if not memory:
+        there, wanted, name = ("2D", "3D", "3d_fullres") if 3 in axes else ("3D", "2D", "2d")
         raise ValueError(
-            f"{base_plans} of {dataset} has only 2D configurations ({', '.join(others) or 'none'}), and DINO-Med3D "
-            f"segments volumes. Plan a 3D one: nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres"
+            f"{base_plans} of {dataset} has only {there} configurations ({', '.join(others) or 'none'}), and "
+            f"{trainer.__name__} takes {'volumes' if 3 in axes else 'slices'}. Plan a {wanted} one: "
+            f"nnUNetv2_plan_and_preprocess -d {dataset} -c {name}"
         )
-    target = folder / f"{PLANS_NAME}.json"
+    target = folder / f"{name_of_plans(trainer)}.json"
     earlier = _require_writable(target) if can_be_planned_for(trainer) else {}
     return Base(plans, memory, others, target, earlier)
 
@@ -128,15 +136,15 @@ def _require_writable(file: Path) -> dict[str, Any]:
 
 
 def choose(base: Base, gpu_memory_target_in_gb: float) -> dict[str, PatchAndBatch]:
-    """Patch and batch of each 3D configuration for one GPU of so many 10^9 bytes."""
+    """Patch and batch of each configuration in ``memory`` for one GPU of so many 10^9 bytes."""
     return {name: memory.choose(round(gpu_memory_target_in_gb * GB)) for name, memory in base.memory.items()}
 
 
 def write_plans(base: Base, choices: Mapping[str, PatchAndBatch], gpu_memory_target_in_gb: float) -> None:
     """Write the plans beside the others.
 
-    Only patch and batch of the 3D configurations are our own. What the plans say of an architecture stays the other
-    network's, which DINO-Med3D's trainers do not read; train that network on its own plans. Configurations that were
+    Only patch and batch of the trainer's configurations are our own. What the plans say of an architecture stays
+    nnU-Net's: only U-Mamba's trainers read it. Train nnU-Net's own network on its own plans. Configurations that were
     added to an earlier file are kept, as nnU-Net's planner keeps them.
     """
     plans = deepcopy(base.plans)
@@ -146,11 +154,12 @@ def write_plans(base: Base, choices: Mapping[str, PatchAndBatch], gpu_memory_tar
     }
     for name, configuration in base.earlier["configurations"].items():
         plans["configurations"].setdefault(name, configuration)
-    plans["plans_name"] = PLANS_NAME
+    trainer = next(iter(base.memory.values())).trainer
+    plans["plans_name"] = name_of_plans(trainer)
     plans["experiment_planner_used"] = EXPERIMENT_PLANNER
     plans["dinomed3d"] = {
         "based_on": base.plans["plans_name"],
-        "trainer": next(iter(base.memory.values())).trainer.__name__,
+        "trainer": trainer.__name__,
         "gpu_memory_target_in_gb": gpu_memory_target_in_gb,
     }
     recursive_fix_for_json_export(plans)

@@ -11,10 +11,13 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_dinomed3d.planning.patch_choice import PatchSize, choose_patch_and_batch
+from nnunetv2_dinomed3d.planning.patch_choice import PatchSize, candidates, choose_patch_and_batch, multiples
 from nnunetv2_dinomed3d.planning.step_memory import MemoryUse, Step, training_step_memory
 
 GB = 10**9
+
+PLANS_NAME = "nnUNetDINOMed3DPlans"
+"""Name of the plans for all trainers of DINO-Med3D."""
 
 MAX_DATASET_COVERED = 0.05
 """Share of the data set's voxels that a batch has at most; nnU-Net's."""
@@ -100,6 +103,16 @@ class TrainingMemory:
         patch_size, batch_size = tuple(self.configuration.patch_size), self.configuration.batch_size
         return PatchAndBatch(patch_size, batch_size, self.of(patch_size, batch_size))
 
+    def patches(self) -> list[list[PatchSize]]:
+        """The patches to choose from: those of DINO-Med3D's rule, or multiples of what the network divides."""
+        median_shape = self.configuration.median_image_size_in_voxels
+        divisor = getattr(self.trainer, "patch_divisor", None)
+        if divisor is None:
+            return candidates(median_shape)
+        return multiples(
+            median_shape, divisor(self.plans_manager, self.configuration, self.in_channels, self.num_classes)
+        )
+
     def choose(self, budget: int) -> PatchAndBatch:
         """The patch and batch that make most of ``budget`` bytes.
 
@@ -107,9 +120,10 @@ class TrainingMemory:
             ValueError: nothing fits.
         """
         median_shape = self.configuration.median_image_size_in_voxels
-        max_voxels = math.prod(median_shape) * self.cases * MAX_DATASET_COVERED
+        slices = 1 if len(median_shape) == 3 else self.plans_manager.original_median_shape_after_transp[0]
+        max_voxels = math.prod(median_shape) * slices * self.cases * MAX_DATASET_COVERED
         patch_size, batch_size = choose_patch_and_batch(
-            median_shape,
+            self.patches(),
             lambda patch: round(max_voxels / math.prod(patch)),
             budget,
             lambda patch, batch: max(memory.total for memory in self.of(patch, batch).values()),
@@ -137,10 +151,16 @@ def memory_warning(memory: TrainingMemory, available: int) -> str | None:
     return (
         f"{warning} Plans with patch {list(choice.patch_size)} and batch {choice.batch_size} would fit, on the same "
         f"preprocessed data: dinomed3d plan -d {shlex.quote(memory.plans_manager.dataset_name)} -gpu_memory_target "
-        f"{target} -tr {memory.trainer.__name__}; then train with -p nnUNetDINOMed3DPlans."
+        f"{target} -tr {memory.trainer.__name__}; then train with -p {name_of_plans(memory.trainer)}."
     )
 
 
 def can_be_planned_for(trainer: type) -> bool:
-    """Whether a trainer's patch follows the rule of `patch_choice`; of others only the memory is known."""
+    """Whether a patch can be chosen for a trainer, by a rule of `patch_choice`; of others only the memory is known."""
     return bool(getattr(trainer, "takes_chosen_patch", False))
+
+
+def name_of_plans(trainer: type) -> str:
+    """Name of the plans that are made for a trainer. Those of one network are not for another."""
+    network: str | None = getattr(trainer, "network_name", None)
+    return PLANS_NAME if network is None else f"nnUNetPlans_{network}"

@@ -13,6 +13,7 @@ from nnunetv2_dinomed3d.network_architecture.state_dict import Shape, shapes_of
 from nnunetv2_dinomed3d.weights.check import as_float32, check_vit_shapes
 from nnunetv2_dinomed3d.weights.files import (
     GOOD_FILES,
+    INDEX_FILE,
     WEIGHTS_FILE,
     WEIGHTS_VARIABLE,
     read_tensors,
@@ -24,6 +25,9 @@ from nnunetv2_dinomed3d.weights.files import (
 from nnunetv2_dinomed3d.weights.formats import has_qkv_bias, to_timm
 
 RANDOM = "random"
+
+ENDINGS = (".pth", ".pt", ".safetensors")
+"""Of the files that are looked at in a folder."""
 
 LIGHTLY_TRAIN_VIT = "vit_tiny_patch16_dinov3"
 """The tiny ViT, which Meta and timm do not have."""
@@ -91,9 +95,9 @@ def read_pretrained(vit_name: str, expected: Mapping[str, Shape]) -> PretrainedW
     if value == RANDOM:
         return None
     if value:
-        path = _existing(value)
+        path = existing_weights(value)
         try:
-            return load_weights(path, vit_name, expected)
+            return load_weights(_file_for(path, vit_name, expected), vit_name, expected)
         except ValueError as error:
             raise ValueError(f"{WEIGHTS_VARIABLE}: {error}") from error
     return replace(load_weights(fetch_from_hub(vit_name), vit_name, expected), file=hub_name(vit_name))
@@ -110,7 +114,7 @@ def weights_setting(vit_name: str) -> WeightsSetting:
         return WeightsSetting("random", True, f"random weights, as {WEIGHTS_VARIABLE}={RANDOM} asks for")
     if value:
         try:
-            path = _existing(value)
+            path = existing_weights(value)
             kind = "folder" if path.is_dir() else "file"
             return WeightsSetting("file", True, f"the {kind} {path} ({WEIGHTS_VARIABLE})")
         except ValueError as error:
@@ -125,19 +129,63 @@ def _variable() -> str:
     return os.environ.get(WEIGHTS_VARIABLE, "").strip()
 
 
-def _existing(value: str) -> Path:
+def existing_weights(value: str, kinds: str = f"DINOv3 weights ({GOOD_FILES})") -> Path:
+    """The file or folder that ``DINOMED3D_WEIGHTS`` names.
+
+    Args:
+        value: of the variable.
+        kinds: files that are wanted, for the error message.
+
+    Raises:
+        ValueError: there is no such file, or the folder holds none.
+    """
     path = Path(os.path.expanduser(value))
     if not os.path.exists(path):
         raise ValueError(
-            f"{WEIGHTS_VARIABLE} is {value!r}, which does not exist. Set it to the path of DINOv3 weights "
-            f"({GOOD_FILES}), to the word {RANDOM} for no pretrained weights, or unset it for those of the Hugging "
-            "Face Hub."
+            f"{WEIGHTS_VARIABLE} is {value!r}, which does not exist. Set it to the path of {kinds}, to the word "
+            f"{RANDOM} for no pretrained weights, or unset it for those of the Hugging Face Hub."
         )
-    try:
-        weight_files(path)
-    except ValueError as error:
-        raise ValueError(f"{WEIGHTS_VARIABLE}: {error}") from error
+    if not files_in(path):
+        try:
+            weight_files(path)
+        except ValueError as error:
+            raise ValueError(f"{WEIGHTS_VARIABLE}: {error}") from error
     return path
+
+
+def files_in(path: Path) -> list[Path]:
+    """Files of which one may be meant: the file itself, or those in a folder of several networks' weights.
+
+    A folder that Hugging Face transformers wrote holds one network in one or more files, and counts as none here.
+    """
+    if not path.is_dir():
+        return [path]
+    try:
+        files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    except OSError:
+        return []  # `weight_files` says why
+    if any(file.name in (WEIGHTS_FILE, INDEX_FILE) for file in files):
+        return []
+    return [file for file in files if file.suffix in ENDINGS and file.is_file()]
+
+
+def _file_for(path: Path, vit_name: str, expected: Mapping[str, Shape]) -> Path:
+    """The path itself; of a folder of several networks' weights, the one file that fits."""
+    if not path.is_dir() or not (files := files_in(path)):
+        return path
+    reasons, fitting = [], []
+    for file in files:
+        try:
+            _, renamed = to_timm(read_tensors(file), has_qkv_bias(expected))
+            check_vit_shapes(shapes_of(renamed), expected, vit_name)
+            fitting.append(file)
+        except ValueError as error:
+            reasons.append(f"{file.name}: {shortened(error).partition(': ')[2]}")
+    if len(fitting) > 1:
+        raise ValueError(f"{' and '.join(file.name for file in fitting)} in {path} both fit {vit_name}: name the one.")
+    if not fitting:
+        raise ValueError(f"no file in {path} fits {vit_name}. {'; '.join(reasons)}")
+    return fitting[0]
 
 
 def load_weights(path: Path, vit_name: str, expected: Mapping[str, Shape]) -> PretrainedWeights:

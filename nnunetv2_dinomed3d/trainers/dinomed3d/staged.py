@@ -11,9 +11,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import distributed as dist
 from torch import nn
 
-from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
-from nnunetv2_dinomed3d.network_architecture.state_dict import Stage, misfit, shapes_of, stage_of
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage, stage_of
 from nnunetv2_dinomed3d.trainers.dinomed3d.best_epoch import STAGE1_BEST, best_epoch_of_stage
 from nnunetv2_dinomed3d.trainers.dinomed3d.lr_schedulers import PlateauLRScheduler, StagePolyLRScheduler
 from nnunetv2_dinomed3d.trainers.dinomed3d.progress_plot import StagedLogger
@@ -220,16 +219,6 @@ class StagedTrainer(HarnessTrainer):
         super().prepare_for_checkpoint(checkpoint, filename)
         if stage != self.stage:
             self.begin_stage(stage)
-        self._check_matches_network(checkpoint, filename)
-
-    def _check_matches_network(self, checkpoint: dict[str, Any], filename: str) -> None:
-        if wrong := misfit(shapes_of(checkpoint["network_weights"]), shapes_of(self.module.state_dict())):
-            written = checkpoint["init_args"].get("version", "unknown")
-            raise ValueError(
-                f"{filename} does not fit the network of {type(self).__name__}: {wrong} It was written by "
-                f"nnunetv2_dinomed3d {written}, this is {__version__}. Use the version and trainer that wrote it, or "
-                "train anew (without --c) into another folder of results."
-            )
 
     def _more_init_args(self) -> dict[str, Any]:
         epochs = [self.schedule.stage1.epochs, self.schedule.stage2.epochs]

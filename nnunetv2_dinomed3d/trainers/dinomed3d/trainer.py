@@ -37,7 +37,7 @@ from nnunetv2_dinomed3d.trainers.dinomed3d.start_weights import (
     start_from_pretrained,
     start_from_stage1,
 )
-from nnunetv2_dinomed3d.trainers.harness.input_checks import require_3d
+from nnunetv2_dinomed3d.trainers.harness.input_checks import require_axes
 from nnunetv2_dinomed3d.trainers.harness.loader_workers import stop_workers
 from nnunetv2_dinomed3d.trainers.harness.whole_cases import only_rows, whole_loader
 from nnunetv2_dinomed3d.weights.stage1 import stage1_setting
@@ -83,7 +83,7 @@ class nnUNetTrainerDINOMed3D(StagedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ) -> None:
-        require_3d(plans, configuration)
+        require_axes(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
 

@@ -48,6 +48,7 @@ class FaultTolerantTrainer(nnUNetTrainer):
     dataloader_train: Iterator[dict] | None
     dataloader_val: Iterator[dict] | None
     optimizer: torch.optim.Optimizer
+    network: nn.Module
 
     def __init__(
         self,
@@ -302,9 +303,13 @@ class FaultTolerantTrainer(nnUNetTrainer):
         self._check_gradients()
         self._step_was_skipped = False
         scale = self.grad_scaler.get_scale() if self.grad_scaler is not None else 0.0
+        buffers = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         output = super().train_step(batch)
         if self.grad_scaler is not None and self.grad_scaler.get_scale() < scale:
             self._step_was_skipped = True  # by the scaler
+        if self._step_was_skipped:
+            for buffer, before in buffers:  # batch norm's averages have seen what was not finite
+                buffer.copy_(before)
         self._count_step(batch)
         self._steps.train.append(output)
         self._steps.skipped = self._skipped_in_epoch

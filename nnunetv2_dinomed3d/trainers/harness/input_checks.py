@@ -17,19 +17,28 @@ AGAIN = "preprocess again (nnUNetv2_preprocess)"
 # ---- plans and dataset.json ----
 
 
-def require_3d(plans: dict, configuration: str) -> None:
-    """Refuse a configuration that is not there, or is 2D. Raises ValueError."""
+def require_axes(plans: dict, configuration: str, axes: Collection[int] = (3,)) -> None:
+    """Refuse a configuration that is not there, or whose patch has not as many axes as the network takes.
+
+    Raises:
+        ValueError: either of them.
+    """
+    takes_volumes = 3 in axes
+    kind, name = ("3D", "3d_fullres") if takes_volumes else ("2D", "2d")
     if configuration not in plans["configurations"]:
         raise ValueError(
             f"The plans have no configuration {configuration!r}, but {', '.join(plans['configurations'])}. Train one "
-            "that is 3D; if there is none, plan it: nnUNetv2_plan_and_preprocess -d DATASET -c 3d_fullres."
+            f"that is {kind}; if there is none, plan it: nnUNetv2_plan_and_preprocess -d DATASET -c {name}."
         )
     patch_size = PlansManager(plans).get_configuration(configuration).patch_size
-    if len(patch_size) != 3:
-        raise ValueError(
-            f"Configuration {configuration!r} has the patch size {list(patch_size)}: it is 2D, and this network takes "
-            "volumes. Train 3d_fullres, 3d_lowres or 3d_cascade_fullres."
-        )
+    if len(patch_size) in axes:
+        return
+    input_ = "volumes" if takes_volumes else "slices"
+    others = "3d_fullres, 3d_lowres or 3d_cascade_fullres" if takes_volumes else "2d"
+    raise ValueError(
+        f"Configuration {configuration!r} has the patch size {list(patch_size)}: it is {len(patch_size)}D, and this "
+        f"network takes {input_}. Train {others}."
+    )
 
 
 def check_dataset_json(content: Any, configuration: ConfigurationManager) -> None:

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.network_architecture.efficiency.precision import has_bfloat16
+from nnunetv2_dinomed3d.network_architecture.state_dict import misfit, shapes_of
 from nnunetv2_dinomed3d.planning.training_memory import TrainingMemory, memory_warning, visible_gpu_memory
 from nnunetv2_dinomed3d.settings import check_environment
 from nnunetv2_dinomed3d.trainers.harness.best_epoch import BestEpoch
@@ -77,11 +78,13 @@ class HarnessTrainer(LoggedTrainer, FaultTolerantTrainer):
 
     Attributes:
         mixed_precision: whether to train in 16 bits on CUDA: bfloat16 where the GPU has it, else float16.
+        axes: spatial axes of the patches that the network takes: volumes, slices or both.
         takes_chosen_patch: whether `planning.patch_choice` may choose the patch for ``dinomed3d plan``.
         iterations_per_epoch, val_iterations_per_epoch: batches of an epoch.
     """
 
     mixed_precision: bool = True
+    axes: tuple[int, ...] = (3,)
     takes_chosen_patch: bool = False
     iterations_per_epoch: int = 250
     val_iterations_per_epoch: int = 50
@@ -315,6 +318,16 @@ class HarnessTrainer(LoggedTrainer, FaultTolerantTrainer):
         """Bring the trainer into the state that takes the checkpoint. Raises ValueError where it does not fit."""
         if not self.was_initialized:
             self.initialize()
+        self._check_matches_network(checkpoint, filename)
+
+    def _check_matches_network(self, checkpoint: dict[str, Any], filename: str) -> None:
+        if wrong := misfit(shapes_of(checkpoint["network_weights"]), shapes_of(self.module.state_dict())):
+            written = checkpoint["init_args"].get("version", "unknown")
+            raise ValueError(
+                f"{filename} does not fit the network of {type(self).__name__}: {wrong} It was written by "
+                f"nnunetv2_dinomed3d {written}, this is {__version__}. Use the version and trainer that wrote it, or "
+                "train anew (without --c) into another folder of results."
+            )
 
     def _more_init_args(self) -> dict[str, Any]:
         return {"training": self._training}
