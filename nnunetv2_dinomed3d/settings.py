@@ -8,6 +8,9 @@ STAGE1_VARIABLE = f"{PREFIX}STAGE1"
 SEED_VARIABLE = f"{PREFIX}SEED"
 VARIABLES = (WEIGHTS_VARIABLE, STAGE1_VARIABLE, SEED_VARIABLE)
 
+WEIGHTS_ENDINGS = (".pth", ".pt", ".safetensors")
+"""Of the files that are looked at in a folder of weights."""
+
 LARGEST_SEED = 2**32 - 1
 """NumPy's."""
 

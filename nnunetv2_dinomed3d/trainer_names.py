@@ -31,6 +31,14 @@ TABLES = {
 """Rows of the paper's tables, in their order. Table 1's row VoCo is two trainers: its official network, and the one
 that has as many parameters as the paper says."""
 
+REQUIRE_SWIN_WEIGHTS = ("VoCo_B", "VoCo_L", "VoCo_L_v1")
+"""Baselines that are nothing without weights of self-supervised training."""
+
+SWIN_NETWORKS = ("SwinUNETR", *REQUIRE_SWIN_WEIGHTS)
+
+BASELINE_PACKAGES = {"monai": SWIN_NETWORKS}
+"""Packages of the extra ``[baselines]``, and the baselines that need them."""
+
 VOLUMES, SLICES = "3d_fullres", "2d"
 
 OF_SLICES = f"{BASELINE}_DinoUNet"

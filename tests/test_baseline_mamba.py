@@ -1,11 +1,17 @@
 """Tests of the Mamba layer of U-Mamba and its scan."""
 
 import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -141,11 +147,13 @@ def test_float64_stays() -> None:
     assert layer(torch.randn(1, 8, 4, 4, dtype=torch.float64)).dtype == torch.float64
 
 
-def test_a_long_sequence_takes_no_time_on_the_meta_device() -> None:
-    with torch.device("meta"):
+@pytest.mark.parametrize("without_data", [partial(torch.device, "meta"), FakeTensorMode])
+def test_a_long_sequence_without_data_takes_no_time(without_data: Callable[[], Any]) -> None:
+    """As where memory is estimated."""
+    with without_data():
         layer, x = MambaLayer(32), torch.empty(2, 32, 128, 128, 128, requires_grad=True)
-    y = layer(x)
-    y.sum().backward()
+        y = layer(x)
+        y.sum().backward()
     assert y.shape == x.shape == x.grad.shape
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
@@ -160,5 +168,11 @@ def test_nothing_is_logged_about_kernels(caplog, capfd) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_kernels_are_found_by_importing_them() -> None:
-    assert has_kernels() in (False, True)
+def test_kernels_are_used_only_if_both_packages_can_be_imported(monkeypatch) -> None:
+    interface = "mamba_ssm.ops.selective_scan_interface"
+    for name in ("mamba_ssm", "mamba_ssm.ops", interface, "causal_conv1d"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules[interface], "mamba_inner_fn", print, raising=False)
+    assert has_kernels.__wrapped__()
+    monkeypatch.setitem(sys.modules, "causal_conv1d", None)
+    assert not has_kernels.__wrapped__()

@@ -168,6 +168,13 @@ def test_a_stage_with_as_many_voxels_as_channels_takes_channels_as_tokens() -> N
     assert not any(layer.channel_tokens for layer in network.encoder.mamba_layers)
 
 
+def test_the_smallest_patch_trains() -> None:
+    """An instance norm cannot be trained on the one voxel that it would have at the bottom."""
+    for name in BOTH:
+        network = build_baseline(name, 1, 2, (3, 5, 7), **small()).train()
+        network(torch.randn(1, 1, 3, 5, 7)).square().mean().backward()
+
+
 def test_from_the_middle_on_stages_have_one_block() -> None:
     with torch.device("meta"):
         network: Any = build_baseline("UMambaBot", 1, 2, (64, 64, 64))

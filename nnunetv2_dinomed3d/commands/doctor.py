@@ -22,8 +22,15 @@ from typing import Literal
 
 from nnunetv2_dinomed3d.commands.trainer_path import ENTRY_MODULE, trainer_folder
 from nnunetv2_dinomed3d.dataset_json import read_json
-from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE, WEIGHTS_VARIABLE, check_environment, seed_setting
+from nnunetv2_dinomed3d.settings import (
+    STAGE1_VARIABLE,
+    WEIGHTS_ENDINGS,
+    WEIGHTS_VARIABLE,
+    check_environment,
+    seed_setting,
+)
 from nnunetv2_dinomed3d.text import printable
+from nnunetv2_dinomed3d.trainer_names import BASELINE, BASELINE_PACKAGES
 from nnunetv2_dinomed3d.versions import DISTRIBUTION, dependencies
 
 HELP = "Check whether training could run here, and say what to do if not."
@@ -137,6 +144,22 @@ def check_weights() -> Iterator[Finding]:
         yield _weights_of_hub()
 
 
+def check_baselines() -> Iterator[Finding]:
+    """Say which packages and weights the trainers of other papers' networks need."""
+    for package, networks in BASELINE_PACKAGES.items():
+        trainers = f"{BASELINE}_{networks[0]}" + "".join(f", _{name}" for name in networks[1:])
+        if util.find_spec(package) is None:
+            what = f"{package} is not installed, which only {trainers} need"
+            yield Finding("ok", what, "pip install 'nnunetv2_dinomed3d[baselines]'")
+        else:
+            yield Finding("ok", f"{package} {metadata.version(package)}, for {trainers}")
+    yield Finding(
+        "ok",
+        f"{WEIGHTS_VARIABLE} also serves {BASELINE}_DinoUNet_* (DINOv3), _VoCo_* (VoCo's file, needed) and _SwinUNETR "
+        "(model_swinvit.pt, optional); it may name a folder with all of these",
+    )
+
+
 def _weights_of(value: str) -> Finding:
     path = Path(os.path.expanduser(value))
     advice = f"set {WEIGHTS_VARIABLE} to a file that exists"
@@ -152,14 +175,19 @@ def _weights_of(value: str) -> Finding:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """The files to look for: the path itself, or the parts of a folder that Hugging Face transformers wrote."""
+    """The files to look for: the path itself, the parts of a folder that transformers wrote, or all of a folder's."""
     if not os.path.isdir(path):
         return [path]
     index = path / f"{HUB_FILE}.index.json"
     if os.path.lexists(path / HUB_FILE):
         return [path / HUB_FILE]
     if not os.path.lexists(index):
-        raise ValueError(f"{path} is a folder without {HUB_FILE}")
+        files = [file for file in sorted(path.iterdir()) if file.suffix in WEIGHTS_ENDINGS]
+        if not files:
+            raise ValueError(
+                f"{path} is a folder without {HUB_FILE}, or files that end with {', '.join(WEIGHTS_ENDINGS)}"
+            )
+        return files
     try:
         return [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
     except (KeyError, TypeError, AttributeError) as error:
@@ -287,7 +315,7 @@ def _has_driver() -> bool:
     return True
 
 
-CHECKS = (check_versions, check_trainers, check_settings, check_weights, check_folders, check_gpu)
+CHECKS = (check_versions, check_trainers, check_settings, check_weights, check_baselines, check_folders, check_gpu)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

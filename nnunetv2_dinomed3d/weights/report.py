@@ -4,14 +4,16 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from nnunetv2_dinomed3d.network_architecture import VARIANTS
+from nnunetv2_dinomed3d.network_architecture.baselines import build_baseline
 from nnunetv2_dinomed3d.network_architecture.state_dict import ICE, STAGE_KEY, Shape, shapes_of, without_lora
 from nnunetv2_dinomed3d.settings import WEIGHTS_VARIABLE
+from nnunetv2_dinomed3d.trainer_names import BASELINE, REQUIRE_SWIN_WEIGHTS, SWIN_NETWORKS
 from nnunetv2_dinomed3d.weights.check import as_float32, check_vit_shapes, vit_size
 from nnunetv2_dinomed3d.weights.conversion import build_released
 from nnunetv2_dinomed3d.weights.files import (
@@ -25,6 +27,7 @@ from nnunetv2_dinomed3d.weights.files import (
 )
 from nnunetv2_dinomed3d.weights.formats import has_qkv_bias, reference_stage, to_timm, without_qkv_bias
 from nnunetv2_dinomed3d.weights.reference import describe_reference, fitting_state_dict
+from nnunetv2_dinomed3d.weights.swin_unetr import for_network, swin_state
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def describe_weights(path: Path) -> WeightsReport:
     """
     files = weight_files(path)
     content = read_content(files[0])
+    if len(files) == 1 and (swin := swin_state(content)) is not None:
+        return _describe_swin(path, swin)
     state = tensors_of(content, path) if len(files) == 1 else read_tensors(path)
     checksum = sha256(*files)
     verify_meta_checksum(path, checksum)
@@ -69,6 +74,28 @@ def describe_weights(path: Path) -> WeightsReport:
         lines += _plugin_checkpoint(content, state)
         report = _describe_vit(path, state)
     return WeightsReport(lines + report.lines, report.usable)
+
+
+def _describe_swin(path: Path, state: Mapping[str, Tensor]) -> WeightsReport:
+    """Describe weights of a SwinUNETR, and say which baselines they fit."""
+    lines = [f"{path}: {len(state)} tensors of a SwinUNETR", f"SHA-256: {sha256(path)}"]
+    fitting = []
+    for name in SWIN_NETWORKS:
+        with torch.device("meta"):
+            network = cast(Any, build_baseline(name, 1, 2, (64, 64, 64))).network
+        try:
+            found = for_network(state, shapes_of(network.state_dict()), whole=name in REQUIRE_SWIN_WEIGHTS)
+        except ValueError as error:
+            lines.append(f"{name}: does not fit. {error}")
+            continue
+        fitting.append(name)
+        left = f"; {', '.join(found.random)} start from random weights" if found.random else ""
+        lines.append(f"{name}: fits, {len(found.tensors)} of {len(network.state_dict())} tensors{left}.{found.note}")
+    if not fitting:
+        return WeightsReport([*lines, "It fits none of the baselines."], False)
+    setting = f"export {WEIGHTS_VARIABLE}={shlex.quote(str(path.absolute()))}"
+    trainers = " or ".join(f"{BASELINE}_{name}" for name in fitting)
+    return WeightsReport([*lines, f"To train with it: {setting}, and the trainer {trainers}."], True)
 
 
 def _plugin_checkpoint(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:

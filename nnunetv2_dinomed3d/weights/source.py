@@ -10,6 +10,7 @@ import huggingface_hub
 from torch import Tensor
 
 from nnunetv2_dinomed3d.network_architecture.state_dict import Shape, shapes_of
+from nnunetv2_dinomed3d.settings import WEIGHTS_ENDINGS
 from nnunetv2_dinomed3d.weights.check import as_float32, check_vit_shapes
 from nnunetv2_dinomed3d.weights.files import (
     GOOD_FILES,
@@ -25,9 +26,6 @@ from nnunetv2_dinomed3d.weights.files import (
 from nnunetv2_dinomed3d.weights.formats import has_qkv_bias, to_timm
 
 RANDOM = "random"
-
-ENDINGS = (".pth", ".pt", ".safetensors")
-"""Of the files that are looked at in a folder."""
 
 LIGHTLY_TRAIN_VIT = "vit_tiny_patch16_dinov3"
 """The tiny ViT, which Meta and timm do not have."""
@@ -145,7 +143,7 @@ def existing_weights(value: str, kinds: str = f"DINOv3 weights ({GOOD_FILES})") 
             f"{WEIGHTS_VARIABLE} is {value!r}, which does not exist. Set it to the path of {kinds}, to the word "
             f"{RANDOM} for no pretrained weights, or unset it for those of the Hugging Face Hub."
         )
-    if not files_in(path):
+    if not path.is_dir() or not files_in(path):
         try:
             weight_files(path)
         except ValueError as error:
@@ -166,7 +164,7 @@ def files_in(path: Path) -> list[Path]:
         return []  # `weight_files` says why
     if any(file.name in (WEIGHTS_FILE, INDEX_FILE) for file in files):
         return []
-    return [file for file in files if file.suffix in ENDINGS and file.is_file()]
+    return [file for file in files if file.suffix in WEIGHTS_ENDINGS and file.is_file()]
 
 
 def _file_for(path: Path, vit_name: str, expected: Mapping[str, Shape]) -> Path:

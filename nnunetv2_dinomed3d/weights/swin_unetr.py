@@ -82,8 +82,9 @@ def start_swin_unetr(network: SwinUNETR, name: str, required: bool) -> tuple[str
         return "random weights", f"{WEIGHTS_VARIABLE}={RANDOM}: {name} starts from random weights, as asked for."
     path = existing_weights(value, FILES) if value else None
     files = [] if path is None else files_in(path)
-    is_folder = path is not None and path.is_dir()
-    found = {file: state for file in files if (state := swin_state(file, must_be=not is_folder)) is not None}
+    found = {file: state for file in files if (state := swin_state(read_content(file, FIX))) is not None}
+    if not found and path is not None and not path.is_dir():
+        raise ValueError(f"{WEIGHTS_VARIABLE}: {path} holds no weights of a SwinUNETR. {FIX}")
     if not found:
         if required:
             raise ValueError(
@@ -91,13 +92,7 @@ def start_swin_unetr(network: SwinUNETR, name: str, required: bool) -> tuple[str
                 f"({FILES}) or to a folder that holds one, or to the word {RANDOM} to do without."
             )
         return "random weights", f"{name} starts from random weights: {_where(value)}."
-    file, weights = _that_fits(found, shapes_of(network.network.state_dict()), name)
-    if not required and not weights.random:
-        raise ValueError(
-            f"{file} is a whole network, and nothing in it says which order of patch merging it was trained with "
-            f"(MONAI changed it in 1.5). {name} starts from model_swinvit.pt or from random weights; for VoComni_*.pt "
-            "use the trainers of VoCo."
-        )
+    file, weights = _that_fits(found, shapes_of(network.network.state_dict()), name, whole=required)
     network.network.load_state_dict(weights.tensors, strict=False)  # complete or a stated part: see `for_network`
     network.set_merging("legacy")
     network.weights_loaded = True
@@ -115,14 +110,14 @@ def _where(value: str) -> str:
 
 
 def _that_fits(
-    found: Mapping[Path, dict[str, Tensor]], expected: Mapping[str, Shape], name: str
+    found: Mapping[Path, dict[str, Tensor]], expected: Mapping[str, Shape], name: str, *, whole: bool
 ) -> tuple[Path, SwinWeights]:
     """The one file that fits; with several, those of other sizes are passed over."""
     fitting: dict[Path, SwinWeights] = {}
     reasons = []
     for file, state in found.items():
         try:
-            fitting[file] = for_network(state, expected)
+            fitting[file] = for_network(state, expected, whole)
         except ValueError as error:
             reasons.append(f"{file}: {error}")
     if len(fitting) == 1:
@@ -133,29 +128,23 @@ def _that_fits(
     raise ValueError(f"{WEIGHTS_VARIABLE}: nothing fits {name}. {' '.join(reasons)} {FIX}")
 
 
-def swin_state(file: Path, must_be: bool = True) -> dict[str, Tensor] | None:
-    """The tensors of a SwinUNETR in a file, by MONAI's names.
-
-    Args:
-        file: of weights.
-        must_be: whether a file of something else is an error; else it is None.
+def swin_state(content: Any) -> dict[str, Tensor] | None:
+    """The tensors of a SwinUNETR in the content of a file, by MONAI's names; None if it is something else.
 
     Raises:
-        ValueError: the file cannot be read, or holds something else.
+        ValueError: two tensors have one name without their prefixes.
     """
-    content: Any = read_content(file, FIX)
     for key in WRAPPERS:
         if isinstance(content.get(key), Mapping):
             content = content[key]
-    if is_state_dict(content):
-        state = {_monai_name(name): tensor for name, tensor in content.items()}
-        if len(state) < len(content):
-            raise ValueError(f"{file}: two tensors have one name without their prefixes. {FIX}")
-        if f"{TRANSFORMER}.patch_embed.proj.weight" in state:
-            return state
-    if must_be:
-        raise ValueError(f"{file} holds no weights of a SwinUNETR. {FIX}")
-    return None
+    if not is_state_dict(content):
+        return None
+    state = {_monai_name(name): tensor for name, tensor in content.items()}
+    if FIRST_CONVOLUTIONS[0] not in state or not any(name.startswith(f"{TRANSFORMER}.layers1.") for name in state):
+        return None  # a ViT has a patch embedding too
+    if len(state) < len(content):
+        raise ValueError("two tensors have one name without their prefixes.")
+    return state
 
 
 def _monai_name(name: str) -> str:
@@ -167,7 +156,7 @@ def _monai_name(name: str) -> str:
     return name.replace(".mlp.fc1.", ".mlp.linear1.").replace(".mlp.fc2.", ".mlp.linear2.")
 
 
-def for_network(state: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> SwinWeights:
+def for_network(state: Mapping[str, Tensor], expected: Mapping[str, Shape], whole: bool) -> SwinWeights:
     """Choose and adapt the tensors for a network.
 
     The file has the transformer, or transformer and encoders, or all. A head for other classes stays random. Where the
@@ -176,6 +165,8 @@ def for_network(state: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> S
     Args:
         state: of `swin_state`.
         expected: names and shapes of the network.
+        whole: whether a whole network can be taken. VoCo's can; of another one nobody knows with which order of patch
+            merging it was trained.
 
     Raises:
         ValueError: a part is incomplete, of another shape, or unknown.
@@ -204,4 +195,9 @@ def for_network(state: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> S
     encoders = {part for part in every if WHOLE_ENCODER.fullmatch(part)}
     if parts not in ({TRANSFORMER}, {TRANSFORMER, *encoders}, set(every) - {HEAD}, set(every)):
         raise ValueError(f"it has only the parts {', '.join(sorted(parts))} of {', '.join(every)}.")
+    if not whole and "decoder1" in parts:
+        raise ValueError(
+            "it is a whole network, and nothing in it says which order of patch merging it was trained with (MONAI "
+            "changed it in 1.5). VoComni_*.pt is for the trainers of VoCo, model_swinvit.pt for SwinUNETR's."
+        )
     return SwinWeights(as_float32(kept), [part for part in every if part not in parts], "".join(f" {n}" for n in notes))

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from nnunetv2_dinomed3d.network_architecture.baselines.any_size import AnySizeNetwork
+from nnunetv2_dinomed3d.trainer_names import BASELINE_PACKAGES
 
 
 class MissingPackageError(ImportError):
@@ -20,24 +21,22 @@ class Baseline:
         module, class_name: where the network is, in this package.
         configuration: its keyword arguments beside channels, classes and patch size.
         axes: spatial axes that it may have.
-        needs: packages beyond the plugin's own that it needs, all in the extra ``[baselines]``.
     """
 
     module: str
     class_name: str
     configuration: Mapping[str, Any] = field(default_factory=dict)
     axes: tuple[int, ...] = (3,)
-    needs: tuple[str, ...] = ()
 
 
 BASELINES: Mapping[str, Baseline] = {
     "nnFormer": Baseline("nnformer", "NNFormer"),
-    "SwinUNETR": Baseline("swin_unetr", "SwinUNETR", {"feature_size": 48}, needs=("monai",)),
-    "UMambaBot": Baseline("umamba", "UMamba", {"mamba": "bottleneck"}, axes=(2, 3), needs=("mambapy",)),
-    "UMambaEnc": Baseline("umamba", "UMamba", {"mamba": "encoder"}, axes=(2, 3), needs=("mambapy",)),
-    "VoCo_B": Baseline("swin_unetr", "VoCo", {"feature_size": 48, "use_v2": True}, needs=("monai",)),
-    "VoCo_L": Baseline("swin_unetr", "VoCo", {"feature_size": 96, "use_v2": True}, needs=("monai",)),
-    "VoCo_L_v1": Baseline("swin_unetr", "VoCo", {"feature_size": 96, "use_v2": False}, needs=("monai",)),
+    "SwinUNETR": Baseline("swin_unetr", "SwinUNETR", {"feature_size": 48}),
+    "UMambaBot": Baseline("umamba", "UMamba", {"mamba": "bottleneck"}, axes=(2, 3)),
+    "UMambaEnc": Baseline("umamba", "UMamba", {"mamba": "encoder"}, axes=(2, 3)),
+    "VoCo_B": Baseline("swin_unetr", "VoCo", {"feature_size": 48, "use_v2": True}),
+    "VoCo_L": Baseline("swin_unetr", "VoCo", {"feature_size": 96, "use_v2": True}),
+    "VoCo_L_v1": Baseline("swin_unetr", "VoCo", {"feature_size": 96, "use_v2": False}),
     "DinoUNet_S": Baseline("dino_unet", "DinoUNet", {"backbone": "small"}, axes=(2,)),
     "DinoUNet_B": Baseline("dino_unet", "DinoUNet", {"backbone": "base"}, axes=(2,)),
     "DinoUNet_L": Baseline("dino_unet", "DinoUNet", {"backbone": "large"}, axes=(2,)),
@@ -77,7 +76,7 @@ def _module(name: str, row: Baseline) -> Any:
     try:
         return import_module(f"nnunetv2_dinomed3d.network_architecture.baselines.{row.module}")
     except ModuleNotFoundError as error:
-        if error.name not in row.needs:
+        if error.name not in BASELINE_PACKAGES:
             raise
         raise MissingPackageError(
             f"{name} needs {error.name}, which is not installed: pip install 'nnunetv2_dinomed3d[baselines]'"

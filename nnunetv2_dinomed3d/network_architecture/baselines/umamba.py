@@ -163,9 +163,10 @@ class UMamba(AnySizeNetwork):
         axes, stages = len(patch_size), len(features)
         kernel_sizes = kernel_sizes or [(3,) * axes] * stages
         strides = strides or [(1,) * axes, *[(2,) * axes] * (stages - 1)]
-        super().__init__([math.prod(steps) for steps in zip(*strides, strict=True)])
+        super().__init__([math.prod(steps) for steps in zip(*strides, strict=True)], min_cells=2)
         self.patch_size = tuple(patch_size)
-        voxels = stage_voxels(padded_size(patch_size, self.divisor), strides)
+        self.padded_patch = padded_size(patch_size, self.divisor, self.min_cells)
+        voxels = _stage_voxels(self.padded_patch, strides)
         mamba_layers = _mamba_layers(mamba, features, voxels)
         in_encoder = _at_most_one_from(math.ceil(stages / 2), num_blocks, stages)
         in_decoder = _at_most_one_from(math.ceil(stages / 2), num_decoder_blocks, stages - 1)
@@ -177,7 +178,7 @@ class UMamba(AnySizeNetwork):
     def logits(self, x: Tensor) -> list[Tensor]:
         """``(B, C, *size)`` to logits, the finest first."""
         size = tuple(x.shape[2:])
-        if self.fixed_size and size != padded_size(self.patch_size, self.divisor):
+        if self.fixed_size and size != self.padded_patch:
             raise ValueError(
                 f"This U-Mamba was built for patches of {self.patch_size} and the input has {size}: its Mamba layers "
                 "take channels as tokens, and their weights depend on the patch size."
@@ -185,8 +186,7 @@ class UMamba(AnySizeNetwork):
         return self.decoder(self.encoder(x), self.deep_supervision)
 
 
-def stage_voxels(size: Sequence[int], strides: Sequence[PerAxis]) -> list[int]:
-    """Voxels of each stage's map."""
+def _stage_voxels(size: Sequence[int], strides: Sequence[PerAxis]) -> list[int]:
     voxels = []
     for stride in strides:
         size = [side // step for side, step in zip(size, stride, strict=True)]

@@ -16,6 +16,7 @@ class nnUNetTrainerBaseline_UMambaEnc(BaselineTrainer):
     recipe = Recipe("SGD", 1e-2, 3e-5, "poly")
     axes = (2, 3)
     deep_supervision = True
+    mixed_precision = False  # in bfloat16, the many Mamba layers change logits by a third of their spread
 
     @classmethod
     def network_options(cls, configuration: ConfigurationManager) -> Mapping[str, Any]:
@@ -34,3 +35,4 @@ class nnUNetTrainerBaseline_UMambaBot(nnUNetTrainerBaseline_UMambaEnc):
     """One Mamba layer, at the bottleneck."""
 
     network_name = "UMambaBot"
+    mixed_precision = True
