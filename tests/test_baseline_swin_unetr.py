@@ -1,5 +1,7 @@
 """Tests of SwinUNETR and of VoCo's network."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,11 +25,11 @@ PAPER_SIZES = [  # name, channels, classes, changes, parameters
 ]
 
 
-def tiny(name: str, in_channels: int = 1, num_classes: int = 2, **changes) -> AnySizeNetwork:
+def tiny(name: str, in_channels: int = 1, num_classes: int = 2, **changes) -> Any:
     return build_baseline(name, in_channels, num_classes, (64, 32, 64), feature_size=12, **changes)
 
 
-def parts(network: nn.Module) -> dict[str, nn.Module]:
+def parts(network: Any) -> dict[str, nn.Module]:
     """Modules by the names of the reference's arrays."""
     monai = network.network
     stage2 = monai.swinViT.layers2[0]

@@ -223,7 +223,7 @@ def commands(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def with_plans(root: Path, *configurations: str) -> None:
     """The data set's plans have these configurations."""
-    plans = {"configurations": {name: {} for name in configurations}}
+    plans = {"configurations": {name: dict[str, str]() for name in configurations}}
     (root / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json").write_text(json.dumps(plans))
 
 

@@ -23,7 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.processes import PREEMPTED
+from nnunetv2_dinomed3d.trainer_names import takes_slices
+from nnunetv2_dinomed3d.trainers.registry import trainer_class
 from tests.conftest import leave_process_group
+from tests.tiny_baselines import shortened
 from tests.trainers.quick_trainers import nnUNetTrainerQuick
 
 SLABS = 5  # which two ranks do not divide: they get 3 each
@@ -148,3 +151,29 @@ def test_both_stages_on_two_ranks(preprocessed: Path, tmp_path: Path) -> None:
     (stopped,) = (tmp_path / "results").glob("*/StoppedOnTwoRanks__*/fold_0")
     assert torch.load(stopped / "checkpoint_latest.pth", weights_only=False)["current_epoch"] == 1
     assert "A signal to another process: epoch 1 was interrupted" in next(stopped.glob("training_log_*")).read_text()
+
+
+def _train_baselines(rank: int, address: str, preprocessed: str, results: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"nnUNet_results": results, "DINOMED3D_WEIGHTS": "random"}
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS, timeout=timedelta(minutes=10))
+    plans = json.loads(Path(preprocessed, "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    dataset = json.loads(Path(preprocessed, "dataset.json").read_text())
+    for name in ("nnFormer", "SwinUNETR", "UMambaEnc", "DinoUNet_S"):
+        found = trainer_class(f"nnUNetTrainerBaseline_{name}")
+        torch.manual_seed(rank)
+        trainer = type(f"{name}OnTwoRanks", (found,), shortened(found))(
+            dict(plans), "2d" if takes_slices(found.__name__) else "3d_fullres", 0, dataset
+        )
+        trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net's is CUDA under DDP
+        trainer.run_training()
+        assert trainer.is_ddp
+        assert_equal_on_all_ranks(dict(trainer.module.named_parameters()), name)
+    leave_process_group()
+
+
+@pytest.mark.end_to_end
+def test_baselines_on_two_ranks(preprocessed: Path, tmp_path: Path) -> None:
+    address = f"file://{tmp_path / 'rendezvous'}"
+    multiprocessing.spawn(_train_baselines, (address, str(preprocessed), str(tmp_path / "results")), nprocs=RANKS)
+    assert len(list((tmp_path / "results").glob("*/*OnTwoRanks__*/fold_0/checkpoint_final.pth"))) == 4

@@ -4,7 +4,6 @@ import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,32 +18,14 @@ from nnunetv2_dinomed3d.planning.step_memory import training_step_memory
 from nnunetv2_dinomed3d.planning.training_memory import training_steps
 from nnunetv2_dinomed3d.trainer_names import TABLES, takes_slices
 from nnunetv2_dinomed3d.trainers.baselines.recipe import Recipe
-from nnunetv2_dinomed3d.trainers.baselines.trainer import BaselineTrainer
 from nnunetv2_dinomed3d.trainers.harness.trainer import HarnessTrainer
 from nnunetv2_dinomed3d.trainers.registry import BASE, BASELINE_GROUPS, UnknownTrainerError, trainer_class
+from tests.tiny_baselines import shortened
 
 MakeTrainer = Callable[..., HarnessTrainer]
 
 NETWORKS = [trainer.__name__ for trainer in BASELINE_GROUPS["network"]]
 LENGTHS = [trainer.__name__.rpartition("_")[2] for trainer in BASELINE_GROUPS["length"]]
-
-TINY: dict[str, dict[str, Any]] = {
-    "nnFormer": {"embed_dim": 12, "num_heads": (1, 2, 4, 8)},
-    "SwinUNETR": {"feature_size": 12},
-    "VoCo_B": {"feature_size": 12},
-    "VoCo_L": {"feature_size": 12},
-    "VoCo_L_v1": {"feature_size": 12},
-    "UMambaBot": {"features": (4, 8, 8)},
-    "UMambaEnc": {"features": (4, 8, 8)},
-    **{
-        f"DinoUNet_{size}": {
-            "vit_kwargs": {"embed_dim": 96, "depth": 4, "num_heads": 3},
-            "features": (4, 8, 8, 16),
-        }
-        for size in "SBL"
-    },
-}
-"""Configurations of the networks that a CPU trains in a moment."""
 
 ODD = {3: [11, 27, 21], 2: [37, 41]}
 """Patches that are no multiples of anything, by the number of axes."""
@@ -57,18 +38,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, make_trainer: MakeTrainer) -> Callable
 
     def make(name: str) -> HarnessTrainer:
         found = recursive_find_trainer_class_by_name(name)
-        quickly = {"iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "save_latest_every": 1}
-        if issubclass(found, BaselineTrainer):
-            options = {**TINY[found.network_name]}
-            if "features" in options and found.network_name.startswith("UMamba"):
-                axes = 3
-                count = len(options["features"])
-                options |= {"kernel_sizes": [[3] * axes] * count, "strides": [[1] * axes, *[[2] * axes] * (count - 1)]}
-            monkeypatch.setattr(found, "network_options", classmethod(lambda cls, configuration: options))
-            quickly["epochs"] = 1
-        else:
-            quickly |= {"variant": "nano", "stage1_epochs": 1, "stage2_epochs": 1, "slab_batch_size": 2}
-        for attribute, value in quickly.items():
+        for attribute, value in shortened(found).items():
             monkeypatch.setattr(found, attribute, value)
         return make_trainer(found, "2d" if takes_slices(name) else "3d_fullres")
 

@@ -171,7 +171,7 @@ def test_a_folder_of_several(pretrained: dict[str, Tensor], tmp_path: Path, monk
     origin, _ = start_swin_unetr(network(), "VoCo_B", required=True)
     assert origin.startswith("VoComni_B.pt")
     written(tmp_path, "again.pt", pretrained)
-    with pytest.raises(ValueError, match="VoComni_B.pt and again.pt both fit VoCo_B"):
+    with pytest.raises(ValueError, match=r"VoComni_B\.pt and again\.pt both fit VoCo_B"):
         start_swin_unetr(network(), "VoCo_B", required=True)
 
 

@@ -6,10 +6,11 @@ trainer derives from `HarnessTrainer`, and overrides the hooks that it needs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from os.path import join
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -63,14 +64,18 @@ def autocast_dtype(device_type: str, dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _wrapping_by(wrap: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
-    """While open, nnU-Net's ``initialize`` wraps the network for DDP by this. It leaves no choice how."""
-    before = nnunets_trainer.DDP
-    nnunets_trainer.DDP = lambda module, **_: wrap(module)
-    try:
+def _wrapping_by(wrap: Callable[[nn.Module], nn.Module], sync_batch_norm: bool) -> Iterator[None]:
+    """While open, nnU-Net's ``initialize`` wraps the network for DDP by this. It leaves no choice how.
+
+    Args:
+        wrap: makes the wrapper.
+        sync_batch_norm: whether batch norm becomes PyTorch's synchronised one, which a CPU has not.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(nnunets_trainer, "DDP", lambda module, **_: wrap(module)))
+        if not sync_batch_norm:
+            stack.enter_context(patch.object(nn.SyncBatchNorm, "convert_sync_batchnorm", lambda module: module))
         yield
-    finally:
-        nnunets_trainer.DDP = before
 
 
 class HarnessTrainer(LoggedTrainer, FaultTolerantTrainer):
@@ -125,7 +130,7 @@ class HarnessTrainer(LoggedTrainer, FaultTolerantTrainer):
         if self._seed is not None:
             seed_all(derived_seed(self._seed, self.local_rank))
             self.print_to_log_file(f"DINOMED3D_SEED: {self._seed}")
-        with _wrapping_by(self._wrap_for_ddp):
+        with _wrapping_by(self._wrap_for_ddp, sync_batch_norm=self.device.type == "cuda"):
             super().initialize()
 
     def _wrap_for_ddp(self, network: nn.Module) -> nn.Module:

@@ -1,0 +1,42 @@
+"""The baselines as tiny networks, and short trainings of them, for tests on a CPU."""
+
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from nnunetv2_dinomed3d.trainers.baselines.trainer import BaselineTrainer
+
+MAMBA: dict[str, Any] = {"features": (4, 8, 8)}
+SWIN: dict[str, Any] = {"feature_size": 12}
+DINO: dict[str, Any] = {
+    "vit_kwargs": {"embed_dim": 96, "depth": 4, "num_heads": 3},
+    "features": (4, 8, 8, 16),
+}
+TINY: dict[str, dict[str, Any]] = {
+    "nnFormer": {"embed_dim": 12, "num_heads": (1, 2, 4, 8)},
+    "SwinUNETR": SWIN,
+    **dict.fromkeys(("VoCo_B", "VoCo_L", "VoCo_L_v1"), SWIN),
+    **dict.fromkeys(("UMambaBot", "UMambaEnc"), MAMBA),
+    **dict.fromkeys(("DinoUNet_S", "DinoUNet_B", "DinoUNet_L"), DINO),
+}
+"""Keyword arguments that a network has in place of its own."""
+
+
+def options_of(trainer: type[BaselineTrainer], configuration: ConfigurationManager) -> dict[str, Any]:
+    """The keyword arguments of the tiny network; of U-Mamba, with strides for its few stages."""
+    options = dict(TINY[trainer.network_name])
+    if trainer.network_name.startswith("UMamba"):
+        axes, stages = len(configuration.patch_size), len(options["features"])
+        options |= {
+            "kernel_sizes": [[3] * axes] * stages,
+            "strides": [[1] * axes, *[[2] * axes] * (stages - 1)],
+        }
+    return options
+
+
+def shortened(trainer: type, iterations: int = 2) -> dict[str, Any]:
+    """Attributes of a trainer's class that make its network tiny and its training an epoch of so many iterations."""
+    quickly = {"iterations_per_epoch": iterations, "val_iterations_per_epoch": 1, "save_latest_every": 1}
+    if issubclass(trainer, BaselineTrainer):
+        return {**quickly, "network_options": classmethod(options_of), "epochs": 1}
+    return {**quickly, "variant": "nano", "stage1_epochs": 1, "stage2_epochs": 1, "slab_batch_size": 2}
