@@ -79,6 +79,7 @@ def convert_model(source: Path, plans: Path, preprocessed: Path, out: Path) -> i
     return main(["convert", str(source), "-o", str(out), "--plans", str(plans), "--dataset-json", dataset])
 
 
+@pytest.mark.end_to_end
 def test_stage2_becomes_a_model_folder_that_predicts(
     released: Callable[..., Path], plans: Path, preprocessed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

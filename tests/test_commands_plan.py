@@ -5,6 +5,7 @@ import pytest
 from tests.command_line import NANO, dinomed3d
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("planned")
 def test_plans_and_the_command_to_train_with_them() -> None:
     done = dinomed3d("plan", "-d", "901", "-tr", NANO, "-gpu_memory_target", "3")

@@ -112,6 +112,7 @@ def test_check_prints_the_report_and_tells_scripts(mini_file: Path, capsys: pyte
     assert_one_line(1, capsys.readouterr().err, "model.safetensorsx does not exist")
 
 
+@pytest.mark.end_to_end
 def test_in_a_process(tmp_path: Path) -> None:
     file = tmp_path / "small.pth"
     torch.save({name: torch.zeros(shape) for name, shape in pretrained_shapes("small").items()}, file)

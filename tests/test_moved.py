@@ -22,6 +22,7 @@ def test_an_old_name_is_the_module_of_the_new_one(old: str, monkeypatch: pytest.
     assert new.__name__ == f"{PACKAGE}.{MOVED[old]}"
 
 
+@pytest.mark.end_to_end
 def test_a_users_trainer_derives_from_ours_under_an_old_name() -> None:
     code = (
         "from nnunetv2_dinomed3d.trainers.variants.sizes import nnUNetTrainerDINOMed3D_nano as old\n"

@@ -46,6 +46,7 @@ def assert_stock_imports_nothing_and_ours_are_found(output: str) -> None:
     assert set(re.findall(r"(\w+) is in nnunetv2_dinomed3d\.trainers\.", ours)) == set(NAMES)
 
 
+@pytest.mark.end_to_end
 def test_trainers_are_found_through_the_exported_folder(stock_nnunet: Path, run: Callable[..., str]) -> None:
     settings = {
         "nnUNet_extTrainer": str(trainer_folder()),
@@ -102,6 +103,7 @@ def documented_example() -> tuple[str, str, list[str]]:
     return file[1], content[1], re.findall(r"^    (export nnUNet_extTrainer=.*my_trainers.*)$", text, re.MULTILINE)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("editable", [False, True])
 def test_the_documented_trainer_of_ones_own(
     editable: bool, wheel: Path, stock_nnunet: Path, run: Callable[..., str], tmp_path: Path
@@ -122,6 +124,7 @@ def test_the_documented_trainer_of_ones_own(
     assert f"{BASE} is in nnunetv2_dinomed3d.trainers" in output
 
 
+@pytest.mark.end_to_end
 def test_a_users_own_trainer_may_begin_as_ours(
     wheel: Path, stock_nnunet: Path, run: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -155,6 +158,7 @@ def test_a_wheel_adds_one_module_to_nnunets_folder(wheel: Path) -> None:
     assert not any(name.startswith("tests") for name in names)
 
 
+@pytest.mark.end_to_end
 def test_trainers_are_found_after_a_wheel_install_with_no_setting(
     wheel: Path, stock_nnunet: Path, run: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_stock_trainers_memory_is_told_and_nothing_written(planned: Path, caps
     assert set(planned.iterdir()) == before
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize(("patch", "batch"), [((8, 48, 64), 2), ((5, 40, 56), 3)])
@@ -289,6 +290,7 @@ def test_plans_differ_in_patch_and_batch_alone(planned: Path, capsys: pytest.Cap
     assert stage1.split()[-1] == stage2.split()[-1] == "yes"
 
 
+@pytest.mark.end_to_end
 def test_every_3d_configuration_is_planned(planned: Path) -> None:
     plans = read(planned, "nnUNetPlans")
     plans["configurations"]["3d_lowres"] = {
@@ -382,6 +384,7 @@ class nnUNetTrainerMine(nnUNetTrainerDINOMed3D_nano):
 """
 
 
+@pytest.mark.end_to_end
 def test_a_users_own_trainer_and_preprocessed_data_alone(
     planned: Path, run: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -492,6 +495,7 @@ def test_a_patch_that_does_not_fit_is_warned_of(preprocessed: Path, monkeypatch:
     assert "Not even the smallest patch" in str(memory_warning(memory, 1000))
 
 
+@pytest.mark.end_to_end
 def test_the_log_has_the_warning(
     make_trainer: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,7 @@ def test_workers_ignore_what_their_parent_decides(tmp_path: Path) -> None:
     await_end(pids)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGKILL], ids=lambda number: number.name)
 def test_commands_end_with_us(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "command.py").write_text(COMMAND)

@@ -119,6 +119,7 @@ def test_a_stage_1_that_ended_early(saved: list[Figure], tmp_path: Path) -> None
     assert marks(saved[0].axes[0]) == [0.5]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("schedule", [TWO_STAGES, TWO_STAGES.without(1)])
 def test_figures_do_not_pile_up(schedule: Schedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A figure of nnU-Net's takes 65 MB, and Python alone collects it many epochs later."""
@@ -178,6 +179,7 @@ def test_the_learning_rates_are_the_trainings(saved: list[Figure], tmp_path: Pat
     assert low <= min(rates) < max(rates) <= high
 
 
+@pytest.mark.end_to_end
 def test_a_resumed_training_draws_the_same_picture(
     make_trainer: Callable[..., nnUNetTrainerDINOMed3D], saved: list[Figure]
 ) -> None:

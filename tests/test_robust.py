@@ -359,6 +359,7 @@ def test_an_optimizer_of_ones_own_is_asked_too(make_trainer: MakeTrainer) -> Non
     assert trainer._skipped_in_epoch == 1
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_step_is_skipped_and_counted(
     make_trainer: MakeTrainer, value: float, monkeypatch: pytest.MonkeyPatch

@@ -60,6 +60,7 @@ def test_the_tests_have_no_network() -> None:
         connection.connect(("192.0.2.1", 443))
 
 
+@pytest.mark.end_to_end
 def test_import_build_and_prediction_do_not_touch_the_network(
     make_trainer: Callable[..., nnUNetTrainer], run: Callable[..., str]
 ) -> None:

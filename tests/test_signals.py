@@ -98,6 +98,7 @@ PHASES = {
 }
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(("hook", "epoch"), [(hook, epoch) for hook, epochs in PHASES.items() for epoch in epochs])
 def test_in_the_loop(make_trainer: MakeTrainer, hook: str, epoch: int) -> None:
     """No step is lost, and no epoch."""

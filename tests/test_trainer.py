@@ -197,6 +197,7 @@ def test_best_of_stage2_is_not_judged_by_stage1(make_trainer: MakeTrainer, monke
 # ---- prediction ----
 
 
+@pytest.mark.end_to_end
 def test_predictor_and_trainer_agree(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     """nnUNetv2_predict builds the network anew; LoRA is merged only in the trainer's validation."""
     trained = make_trainer(nnUNetTrainerQuick)

@@ -52,6 +52,7 @@ def names(folder: Path) -> set[str]:
 # ---- what another training left ----
 
 
+@pytest.mark.end_to_end
 def test_a_fresh_start_moves_a_finished_training_aside_and_is_the_one_that_goes_on(
     trained: nnUNetTrainerDINOMed3D, make_trainer: MakeTrainer
 ) -> None:
@@ -277,6 +278,7 @@ def test_two_trainings_in_one_folder(
     assert read_record(folder) is not None
 
 
+@pytest.mark.end_to_end
 def test_the_lock_is_given_back_at_every_end(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(nnUNetTrainerSeeded)
     lock = Path(trainer.output_folder) / LOCK

@@ -121,7 +121,8 @@ class Family:
         found = []
         while words and words != [""]:
             for length in (3, 2, 1):  # VoCo_L_v1 is three
-                close = get_close_matches("_".join(words[:length]), known, 1, ALIKE)
+                of_as_many = [word for word in known if word.count("_") == length - 1]
+                close = get_close_matches("_".join(words[:length]), of_as_many, 1, ALIKE)
                 if close:
                     found.append(known[close[0]])
                     words = words[length:]
