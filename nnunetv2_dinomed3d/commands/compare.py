@@ -33,6 +33,7 @@ HELP = "Compare trainings, or folders of predictions, in numbers and pictures."
 EXAMPLES = """
 dinomed3d compare 4 -tr nnUNetTrainer_100epochs nnUNetTrainerDINOMed3D
 dinomed3d compare 4 --pred stock=predictions/stock ours=predictions/ours --gt labelsTs --tolerance 1 tumor=2
+dinomed3d compare 4 -tr TABLE1 --rules paper
 """
 
 DEFAULT_TOLERANCE_MM = 1.0
@@ -81,6 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave HD95 out where reference or prediction is empty, instead of counting the image's diagonal",
     )
+    parser.add_argument(
+        "--rules",
+        choices=("ours", "paper"),
+        default="ours",
+        help="paper: show Dice and HD95 (in voxels) by the rules of the paper's released code too, beside ours",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         model.name: {fold: read_logs(model.folder / f"fold_{fold}") for fold in model.fold_names}
         for model in cases.models
     }
-    rules = Rules(labels, tolerances, args.exclude_empty)
+    rules = Rules(labels, tolerances, args.exclude_empty, paper=args.rules == "paper")
     with output_folder(out):
         measured = measure(cases, rules)
     from nnunetv2_dinomed3d.evaluation.report import write_report  # imports Matplotlib

@@ -1,24 +1,18 @@
 """Measuring every case of every model, in parallel processes."""
 
-import multiprocessing
-import os
-import re
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import SimpleITK as sitk
-from tqdm import tqdm
 
 from nnunetv2_dinomed3d.evaluation.cases import PairedCases
 from nnunetv2_dinomed3d.evaluation.dataset_labels import DatasetLabels
 from nnunetv2_dinomed3d.evaluation.label_map import geometry_warning, read_label_map, structures
 from nnunetv2_dinomed3d.evaluation.metrics import Structure, dice, hd95, surface_dice, surface_distances
+from nnunetv2_dinomed3d.evaluation.paper_rules import PaperScores, in_voxels, score_pair
+from nnunetv2_dinomed3d.evaluation.parallel import in_processes, process_count
 from nnunetv2_dinomed3d.evaluation.planes import Plane, PlaneChooser
-from nnunetv2_dinomed3d.processes import STOP_SIGNALS, children_end_with_us, end_with_parent
 
 State = Literal["measured", "both empty", "false negative", "false positive"]
 """Presence of a structure. A false negative structure is in the reference only, a false positive one in the
@@ -51,12 +45,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The scores of one structure in one case, as one model predicted it."""
+    """The scores of one structure in one case, as one model predicted it.
+
+    Attributes:
+        paper: by the paper's rules, if they were asked for.
+    """
 
     case: str
     model: str
     label: str
     scores: Scores
+    paper: PaperScores | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,13 @@ class Rules:
         labels: the structures, and the ignore label.
         tolerances: the surface Dice's tolerance of each label, in mm.
         exclude_empty: whether a structure that is empty in one of the two has no HD95, instead of the image's diagonal.
+        paper: whether the paper's rules are applied beside ours.
     """
 
     labels: DatasetLabels
     tolerances: dict[str, float]
     exclude_empty: bool
+    paper: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,13 @@ class Measured:
         measurements: of every structure in every model's prediction.
         warnings: a sentence for everything odd about the position of its label maps.
         plane: the slice that the report shows.
+        size: voxels of the label maps, (x, y, z).
     """
 
     measurements: list[Measurement]
     warnings: list[str]
     plane: Plane
+    size: tuple[int, int, int]
 
 
 def measure_pair(reference: Structure, prediction: Structure, diagonal: float, tolerance: float) -> Scores:
@@ -134,6 +137,7 @@ def measure_case(job: MeasureJob) -> Measured:
     spacing = geometry.spacing_zyx
     references = structures(reference, spacing, rules.labels, job.reference)
     diagonal = float("nan") if rules.exclude_empty else float(np.linalg.norm(np.multiply(reference.shape, spacing)))
+    references_in_voxels = {label: in_voxels(structure) for label, structure in references.items()}
     measurements, warnings, chooser = [], [], PlaneChooser(reference, spacing)
     if not geometry.orthogonal:
         warnings.append(f"{job.case}: its axes are not at right angles; it is measured as if they were")
@@ -147,26 +151,11 @@ def measure_case(job: MeasureJob) -> Measured:
             prediction = np.where(ignored, 0, prediction)
         for label, structure in structures(prediction, spacing, rules.labels, path).items():
             scores = measure_pair(references[label], structure, diagonal, rules.tolerances[label])
-            measurements.append(Measurement(job.case, model, label, scores))
+            paper = score_pair(references_in_voxels[label], in_voxels(structure)) if rules.paper else None
+            measurements.append(Measurement(job.case, model, label, scores, paper))
         chooser.add(model, compared, prediction)
-    return Measured(measurements, warnings, chooser.plane())
-
-
-def process_count() -> int:
-    """The number of processes: nnU-Net's ``nnUNet_def_n_proc`` (default 8), but no more than there are cores.
-
-    Raises:
-        ValueError: the variable holds no number of processes.
-    """
-    setting = os.environ.get("nnUNet_def_n_proc", "8")
-    if not re.fullmatch(r"0*[1-9][0-9]{0,4}", setting):
-        raise ValueError(f"nnUNet_def_n_proc is {setting!r}: export a number of processes, 1 or more")
-    return min(int(setting), os.cpu_count() or 1)
-
-
-def _start_process() -> None:
-    end_with_parent(ignore=STOP_SIGNALS)  # a signal to the whole group reaches us too, but our parent ends us
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    d, h, w = reference.shape
+    return Measured(measurements, warnings, chooser.plane(), (w, h, d))
 
 
 def measure(cases: PairedCases, rules: Rules) -> dict[str, Measured]:
@@ -175,26 +164,8 @@ def measure(cases: PairedCases, rules: Rules) -> dict[str, Measured]:
     Raises:
         ValueError: a label map cannot be measured, or a process was killed.
     """
-    jobs = [
-        MeasureJob(case, reference, {model.name: model.predictions[case] for model in cases.models}, rules)
+    jobs = {
+        case: MeasureJob(case, reference, {model.name: model.predictions[case] for model in cases.models}, rules)
         for case, reference in cases.references.items()
-    ]
-    results: dict[str, Measured] = {}
-    processes = min(process_count(), len(jobs))
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
-    before = set(multiprocessing.active_children())
-    with children_end_with_us(), ProcessPoolExecutor(processes, context, initializer=_start_process) as pool:
-        try:
-            futures = {pool.submit(measure_case, job): job.case for job in jobs}
-            for future in tqdm(as_completed(futures), total=len(jobs), desc="measured", unit="case", disable=None):
-                results[futures[future]] = future.result()
-        except BrokenProcessPool as error:
-            raise ValueError(
-                f"One of {processes} processes was killed, probably for lack of memory: export nnUNet_def_n_proc=1"
-            ) from error
-        except BaseException:  # a bad file or a signal: what is being measured is not waited for
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - before:
-                process.kill()
-            raise
-    return {job.case: results[job.case] for job in jobs}
+    }
+    return in_processes(measure_case, jobs, process_count())

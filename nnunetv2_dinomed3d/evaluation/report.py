@@ -10,6 +10,8 @@ from typing import Any
 from nnunetv2_dinomed3d.evaluation import document as doc
 from nnunetv2_dinomed3d.evaluation.answers import answer_note, answer_sentences, counted, formatted, interval_text
 from nnunetv2_dinomed3d.evaluation.measure import Measurement, Scores
+from nnunetv2_dinomed3d.evaluation.paper_rules import PaperScores
+from nnunetv2_dinomed3d.evaluation.paper_section import paper_blocks, paper_entries, paper_rows
 from nnunetv2_dinomed3d.evaluation.report_pictures import draw_answer, draw_details
 from nnunetv2_dinomed3d.evaluation.result import Result
 from nnunetv2_dinomed3d.evaluation.rules import rule_texts
@@ -60,6 +62,7 @@ def write_report(result: Result, out: Path) -> Report:
     numbers: list[doc.Block] = [
         *_results(summaries, comparisons, result.cases.models[0].name),
         *_states(result.measurements),
+        *paper_blocks(result, paper_rows(result.measurements), summaries),
         *_trainings(result.logs),
     ]
     closing: list[doc.Block] = [
@@ -81,6 +84,8 @@ def _write_document(blocks: list[doc.Block], title: str, out: Path) -> None:
 def _row(m: Measurement) -> dict[str, Any]:
     """A measurement for a file; None where a score is not defined."""
     scores = {**asdict(m.scores), "volume_difference_ml": m.scores.volume_difference_ml}
+    if m.paper is not None:
+        scores |= {f"paper_{name}": value for name, value in asdict(m.paper).items()}
     defined = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in scores.items()}
     return {"case": m.case, "model": m.model, "label": m.label, **defined}
 
@@ -88,10 +93,12 @@ def _row(m: Measurement) -> dict[str, Any]:
 def write_cases(result: Result, path: Path) -> None:
     """Write a row per case, model and label as CSV. What is not defined is blank, and no cell is a formula."""
     folds = {model.name: model.folds for model in result.cases.models}
-    scores = [field.name for field in fields(Scores)]
+    scores = [*(field.name for field in fields(Scores)), "volume_difference_ml"]
+    if result.rules.paper:
+        scores += [f"paper_{field.name}" for field in fields(PaperScores)]
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow(["case", "model", "label", *scores, "volume_difference_ml", "tolerance_mm", "fold"])
+        writer.writerow(["case", "model", "label", *scores, "tolerance_mm", "fold"])
         for m in result.measurements:
             extra = [result.rules.tolerances[m.label], folds[m.model].get(m.case)]
             writer.writerow(map(csv_cell, [*_row(m).values(), *extra]))
@@ -123,6 +130,7 @@ def write_summary(result: Result, summaries: list[Summary], comparisons: list[Co
         "summary": [asdict(s) for s in summaries],
         "comparison": [asdict(c) for c in comparisons],
         "failures": states,
+        **({"paper_rules": paper_entries(paper_rows(result.measurements))} if result.rules.paper else {}),
         "trainings": trainings,
         "cases": [_row(m) for m in result.measurements],
     }

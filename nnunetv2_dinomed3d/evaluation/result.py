@@ -5,6 +5,7 @@ from typing import Any
 
 from nnunetv2_dinomed3d.evaluation.cases import PairedCases
 from nnunetv2_dinomed3d.evaluation.measure import Measured, Measurement, Rules
+from nnunetv2_dinomed3d.evaluation.paper_rules import grid_warning
 from nnunetv2_dinomed3d.training_log import TrainingLog
 
 
@@ -34,7 +35,14 @@ class Result:
         return [measurement for case in self.measured.values() for measurement in case.measurements]
 
     @property
+    def sizes(self) -> dict[str, tuple[int, int, int]]:
+        """The voxels of each case, (x, y, z)."""
+        return {case: measured.size for case, measured in self.measured.items()}
+
+    @property
     def warnings(self) -> list[str]:
-        """A sentence for everything that was left out, and for every case with an odd position."""
-        odd = [warning for case in self.measured.values() for warning in case.warnings]
-        return [model.note for model in self.cases.models if model.note] + odd
+        """A sentence for what was left out, for a grid that is not the paper's, for each case with an odd position."""
+        notes = [model.note for model in self.cases.models if model.note]
+        if self.rules.paper and (warning := grid_warning(self.sizes)):
+            notes.append(f"--rules paper: {warning}")
+        return notes + [warning for case in self.measured.values() for warning in case.warnings]

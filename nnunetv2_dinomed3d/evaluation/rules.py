@@ -22,6 +22,12 @@ FIXED = (
     "each metric.",
     "A win is a case in which the model is better than the first one by more than rounding.",
 )
+PAPER = (
+    "The paper's rules (--rules paper; those of its released code) hold in the columns named paper alone. Both empty: "
+    "Dice is 1 and HD95 0. One of them empty: Dice is 0, and the case is left out of HD95. HD95 has a spacing of 1 "
+    "along every axis, so its unit is a voxel. A label's mean is taken over the cases, the mean of labels over those "
+    "means."
+)
 
 
 def rule_texts(rules: Rules, cases: PairedCases) -> list[str]:
@@ -38,6 +44,8 @@ def rule_texts(rules: Rules, cases: PairedCases) -> list[str]:
     ]
     if rules.labels.ignore is not None:
         texts.append(f"Voxels whose reference is the ignore label ({rules.labels.ignore}) count for nothing.")
+    if rules.paper:
+        texts.append(PAPER)
     if cases.left_out:
         count, which = len(cases.left_out), join_first(cases.left_out, 20)
         texts.append(f"--common: {count} case(s) that some model did not predict are left out: {which}.")
