@@ -303,15 +303,15 @@ def test_a_row_whose_stage_1_is_not_done_is_left_out(
     root: Path, jobs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert crossval("777", "-tr", f"{BASE}_stage1", BASE, "--folds", "0", "--run") == 75
-    assert f"{BASE} fold 0 is left out: it starts from stage 1 of {BASE}_stage1 fold 0" in capsys.readouterr().out
+    assert f"{BASE} fold 0 is left out: it starts from {BASE}_stage1 fold 0" in capsys.readouterr().out
     assert [record["words"][4] for record in records(jobs)] == [f"{BASE}_stage1"]
 
 
 def test_slurm_runs_them_after_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     crossval("777", "-tr", f"{BASE}_stage1", BASE, "--folds", "0", "--slurm")
     first, second = commands(capsys)
-    assert first == f"first=$(sbatch --parsable crossval_{NAME}.sh)"
-    assert second == f"sbatch --dependency=afterok:$first crossval_{NAME}_stage2.sh"
-    script = Path(f"crossval_{NAME}_stage2.sh").read_text()
+    assert first == f"job1=$(sbatch --parsable crossval_{NAME}.sh)"
+    assert second == f"sbatch --dependency=afterok:$job1 crossval_{NAME}_2.sh"
+    script = Path(f"crossval_{NAME}_2.sh").read_text()
     assert "0) export DINOMED3D_STAGE1=" in script
     assert f"-tr {BASE} " in script

@@ -25,10 +25,13 @@ PAGES = {str(file.relative_to(ROOT)): file.read_text() for file in FILES if file
 FOREIGN = {"torch"}
 """Other packages whose functions the pages name."""
 
-NOT_OURS = {"my_trainers/longer.py", "crossval_DATASET.sh", "crossval_DATASET_stage2.sh", "figures/"}
+NOT_OURS = {"my_trainers/longer.py", "crossval_DATASET.sh", "crossval_DATASET_2.sh", "figures/"}
 """What a user or a command writes."""
 
-ENDINGS = {"csv", "gz", "html", "json", "lock", "md", "nii", "npz", "pkl", "png", "pt", "pth", "py", "safetensors"}
+ENDINGS = {"csv", "gz", "html", "json", "lock", "md", "nii", "npz", "pkl", "png", "pt", "pth", "py", "safetensors"} | {
+    "tar",
+    "zip",
+}
 """Words after a dot that make a name a file's."""
 
 

@@ -28,7 +28,7 @@ FLOORS = [
     ["trainers.baselines", "trainers.dinomed3d"],
     ["trainers.registry"],
     ["evaluation"],
-    ["look", "demo"],
+    ["look", "demo", "datasets"],
     ["commands"],
     ["__main__", "nnunet_entry"],
 ]
@@ -38,6 +38,7 @@ FORBIDDEN = {
     "network_architecture": ["nnunetv2", "batchgenerators", "batchgeneratorsv2"],
     "weights": ["nnunetv2", "batchgenerators", "batchgeneratorsv2"],
     "evaluation": ["torch", "nnunetv2"],
+    "datasets": ["torch"],
 }
 """Other packages that a room does not import, neither itself nor through rooms below it."""
 

@@ -26,20 +26,21 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from tests.tiny_baselines import shortened
 
-trainer = recursive_find_trainer_class_by_name(sys.argv[sys.argv.index("-tr") + 1])
-if trainer.__module__.startswith("nnunetv2."):
-    start = trainer.__init__
+if __name__ == "__main__":  # processes that it starts import it
+    trainer = recursive_find_trainer_class_by_name(sys.argv[sys.argv.index("-tr") + 1])
+    if trainer.__module__.startswith("nnunetv2."):
+        start = trainer.__init__
 
-    def short(self, plans, configuration, fold, dataset_json, device):
-        start(self, plans, configuration, fold, dataset_json, device)
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, {iterations}, 1
+        def short(self, plans, configuration, fold, dataset_json, device):
+            start(self, plans, configuration, fold, dataset_json, device)
+            self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, {iterations}, 1
 
-    trainer.__init__ = short
-else:
-    for attribute, value in shortened(trainer, {iterations}).items():
-        setattr(trainer, attribute, value)
-sys.argv += ["-device", "cpu"]
-run_training_entry()
+        trainer.__init__ = short
+    else:
+        for attribute, value in shortened(trainer, {iterations}).items():
+            setattr(trainer, attribute, value)
+    sys.argv += ["-device", "cpu"]
+    run_training_entry()
 """
 
 
@@ -51,7 +52,7 @@ def test_all_rows_are_trained_and_compared(
     preprocess(run, "4", "2d", "3d_fullres")
     short = tmp_path / "bin" / "nnUNetv2_train"
     short.parent.mkdir()
-    short.write_text(SHORT.format(python=sys.executable, iterations=10))
+    short.write_text(SHORT.format(python=sys.executable, iterations=2))
     short.chmod(0o755)
     settings = {"PATH": f"{short.parent}{os.pathsep}{os.environ['PATH']}", "DINOMED3D_WEIGHTS": "random"}
     done = run("dinomed3d", "crossval", "4", "-tr", "TABLE1", "--folds", "0", "--run", **settings)

@@ -16,6 +16,7 @@ from nnunetv2_dinomed3d.evaluation.crossval import (
     length_notes,
     plan_jobs,
     run_jobs,
+    wave,
     with_shared_stage1,
 )
 from nnunetv2_dinomed3d.evaluation.slurm import slurm_script, write_script
@@ -91,17 +92,34 @@ def run(args: argparse.Namespace) -> int:
         jobs = with_shared_stage1(jobs)
     for note in length_notes([training.trainer for training in trainings]):
         print(f"# {note}")
-    for job in jobs:
-        if job.state == "finished":
-            print(f"# finished: {job.name}")
+    if args.slurm:
+        unfinished = [job for job in jobs if job.state != "finished"]
+        print("\n".join([*_finished(jobs), *(write_slurm(f"crossval_{dataset}", unfinished) if unfinished else [])]))
+        return 0
+    return run_or_print(jobs, gpus, run=args.run)
+
+
+def _finished(jobs: Sequence[FoldJob]) -> list[str]:
+    return [f"# finished: {job.name}" for job in jobs if job.state == "finished"]
+
+
+def run_or_print(jobs: Sequence[FoldJob], gpus: Sequence[str], *, run: bool) -> int:
+    """Run the jobs that are not finished, or print their commands.
+
+    Returns:
+        The exit code, see `run`.
+
+    Raises:
+        ValueError: a command of nnU-Net's is not found.
+        Stopped: a signal came while jobs ran.
+    """
+    for line in _finished(jobs):
+        print(line)
     unfinished = [job for job in jobs if job.state != "finished"]
     if not unfinished:
         return 0
-    if args.slurm:
-        print("\n".join(write_slurm(dataset, unfinished)))
-        return 0
     by_gpu = jobs_by_gpu(unfinished, gpus)
-    if args.run:
+    if run:
         outcome = run_jobs({gpu: queue for gpu, queue in by_gpu.items() if queue})
         print("\n".join(outcome.failed + outcome.left) or "All jobs are done.")
         return 1 if outcome.failed else PREEMPTED if outcome.left else 0
@@ -113,24 +131,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_slurm(dataset: str, jobs: Sequence[FoldJob]) -> list[str]:
-    """Write a script for the jobs, and a second one for those that start from the stage 1 of one of them.
+def write_slurm(name: str, jobs: Sequence[FoldJob]) -> list[str]:
+    """Write a script for the jobs, and further ones for those that wait for jobs of the script before.
+
+    Args:
+        name: of the scripts, without ``.sh``.
+        jobs: that are not finished.
 
     Returns:
         The commands that submit them.
     """
-    first = [job for job in jobs if job.waits_for is None]
-    path = Path(f"crossval_{dataset}.sh")
-    write_script(path, slurm_script(dataset, first))
-    submit = f"sbatch {shlex.quote(str(path))}"
-    if len(first) == len(jobs):
-        return [submit]
-    second = path.with_name(f"crossval_{dataset}_stage2.sh")
-    write_script(second, slurm_script(dataset, [job for job in jobs if job.waits_for is not None]))
-    return [
-        f"first=$({submit.replace('sbatch', 'sbatch --parsable', 1)})",
-        f"sbatch --dependency=afterok:$first {shlex.quote(str(second))}",
-    ]
+    waves: dict[int, list[FoldJob]] = {}
+    for job in jobs:
+        waves.setdefault(wave(job, jobs), []).append(job)
+    commands: list[str] = []
+    for number, (_, ready) in enumerate(sorted(waves.items()), 1):
+        path = Path(f"{name}.sh" if number == 1 else f"{name}_{number}.sh")
+        write_script(path, slurm_script(path.stem, ready))
+        after = "" if number == 1 else f" --dependency=afterok:$job{number - 1}"
+        submit = f"sbatch{after} {shlex.quote(str(path))}"
+        is_last = number == len(waves)
+        commands.append(submit if is_last else f"job{number}=$({submit.replace('sbatch', 'sbatch --parsable', 1)})")
+    return commands
 
 
 def parse_trainings(args: argparse.Namespace) -> list[Training]:

@@ -20,7 +20,19 @@ from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.processes import Stopped
 from nnunetv2_dinomed3d.text import printable
 
-COMMANDS = ("trainer-path", "doctor", "demo", "weights", "convert", "plan", "compare", "crossval", "look")
+COMMANDS = (
+    "trainer-path",
+    "doctor",
+    "demo",
+    "weights",
+    "convert",
+    "dataset",
+    "plan",
+    "compare",
+    "crossval",
+    "reproduce",
+    "look",
+)
 """The commands, in the order of ``dinomed3d --help``. A command's module has its name, with _ for -."""
 
 EXPECTED = (ValueError, OSError, RuntimeError, MemoryError, ImportError, subprocess.SubprocessError)

@@ -79,6 +79,11 @@ class FoldJob:
         checkpoint = BEST if STAGE1_ALONE in first.trainer else STAGE1_BEST
         return {STAGE1_VARIABLE: str(first.model / f"fold_{first.fold}" / checkpoint)}
 
+    def seconds_since_written(self) -> float | None:
+        """The age of the training's log; None if there is none."""
+        logs = [path.stat().st_mtime for path in (self.model / f"fold_{self.fold}").glob("training_log_*.txt")]
+        return max(time.time() - max(logs), 0) if logs else None
+
     def refreshed(self) -> "FoldJob":
         """The same job in its present state: another process may have gone on with the training, or finished it."""
         return replace(self, state=fold_state(self.model, self.fold))
@@ -205,12 +210,24 @@ def jobs_by_gpu(jobs: Sequence[FoldJob], gpus: Sequence[str]) -> dict[str, list[
     """
     chains: dict[str, list[FoldJob]] = {}
     for job in jobs:
-        chains.setdefault((job.waits_for or job).name, []).append(job)
+        first = job
+        while first.waits_for is not None:
+            first = first.waits_for
+        chains.setdefault(f"{first.model} {first.fold}", []).append(job)
     for chain in chains.values():
-        chain.sort(key=lambda job: job.waits_for is not None)
+        chain.sort(key=lambda job: wave(job, chain))
     dealt = list(chains.values())
     names = list(gpus) or [""]
     return {gpu: [job for chain in dealt[i :: len(names)] for job in chain] for i, gpu in enumerate(names)}
+
+
+def wave(job: FoldJob, jobs: Sequence[FoldJob]) -> int:
+    """The number of jobs among these that have to be done one after the other before this one."""
+    first = job.waits_for
+    if first is None:
+        return 0
+    is_left = any((other.model, other.fold, other.words) == (first.model, first.fold, first.words) for other in jobs)
+    return wave(first, jobs) + is_left
 
 
 def command_line(job: FoldJob, gpu: str) -> str:
@@ -260,9 +277,7 @@ def run_jobs(jobs: Mapping[str, Sequence[FoldJob]]) -> Outcome:
                 outcome.left.append(f"{job.name} is left out, as it is being trained: {owner}")
                 continue
             if (first := job.waits_for) is not None and first.refreshed().state not in ("finished", "validate"):
-                outcome.left.append(
-                    f"{job.name} is left out: it starts from stage 1 of {first.name}, which is not done"
-                )
+                outcome.left.append(f"{job.name} is left out: it starts from {first.name}, which is not done")
                 continue
             _warn_if_busy(job)
             print(command_line(job, gpu), flush=True)
@@ -280,10 +295,10 @@ def run_jobs(jobs: Mapping[str, Sequence[FoldJob]]) -> Outcome:
 
 def _warn_if_busy(job: FoldJob) -> None:
     """Warn of another training in the folder: nnU-Net's own trainers do not notice one another."""
-    logs = [path.stat().st_mtime for path in (job.model / f"fold_{job.fold}").glob("training_log_*.txt")]
-    if logs and (age := time.time() - max(logs)) < BUSY_SECONDS:
+    age = job.seconds_since_written()
+    if age is not None and age < BUSY_SECONDS:
         print(
-            f"dinomed3d: warning: {job.name}: its training log was written {max(age, 0):.0f} s ago. If that training "
+            f"dinomed3d: warning: {job.name}: its training log was written {age:.0f} s ago. If that training "
             "still runs, stop one of the two, as both write to one folder.",
             file=sys.stderr,
             flush=True,

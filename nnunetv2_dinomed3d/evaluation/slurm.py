@@ -33,11 +33,11 @@ exit $code""".splitlines()
 """Lines of the script that pass Slurm's signals on, and requeue a task that its warning interrupted."""
 
 
-def slurm_script(dataset: str, jobs: Sequence[FoldJob]) -> str:
-    """The text of the script: a job array with one command for each task."""
+def slurm_script(name: str, jobs: Sequence[FoldJob]) -> str:
+    """The text of the script: a job array of that name with one command for each task."""
     lines = [
         "#!/bin/bash",
-        f"#SBATCH --job-name=crossval_{re.sub('[^0-9A-Za-z_.-]', '_', dataset)}",
+        f"#SBATCH --job-name={re.sub('[^0-9A-Za-z_.-]', '_', name)}",
         f"#SBATCH --array=0-{len(jobs) - 1}",
         "#SBATCH --gres=gpu:1",
         "#SBATCH --cpus-per-task=12",
@@ -51,16 +51,18 @@ def slurm_script(dataset: str, jobs: Sequence[FoldJob]) -> str:
         "",
         *RESTART,
         'case "$SLURM_ARRAY_TASK_ID" in',
-        *(
-            f"{i}) {_exports(job)}command=({shlex.join(job.command)}{' $again' if job.state == 'new' else ''}) ;;"
-            for i, job in enumerate(jobs)
-        ),
+        *(f"{i}) {_exports(job)}command=({shlex.join(job.command)}{_again(job)}) ;;" for i, job in enumerate(jobs)),
         "*) echo \"SLURM_ARRAY_TASK_ID is '$SLURM_ARRAY_TASK_ID', which is no task: use sbatch\" >&2; exit 1 ;;",
         "esac",
         "",
         *RUN,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _again(job: FoldJob) -> str:
+    """A training that has not begun goes on when Slurm starts its task once more."""
+    return " $again" if job.state == "new" and job.words[0] == "nnUNetv2_train" else ""
 
 
 def _exports(job: FoldJob) -> str:

@@ -186,7 +186,7 @@ class _CudaAutocast(TorchFunctionMode):
         return self.cache[id(tensor)]
 
 
-def _leave_meta(network: nn.Module) -> None:
+def leave_meta(network: nn.Module) -> None:
     """Give a network on the meta device (fake) memory on the CPU. Modules that stand in it twice stay shared."""
     known: dict[int, Tensor] = {}
     for module in network.modules():
@@ -243,7 +243,7 @@ def training_step_memory(step: Step, device_type: DeviceType = "cuda") -> Memory
     storages = _Storages(on_cuda)
     autocast = _CudaAutocast(enabled=on_cuda and step.mixed_precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _leave_meta(network)
+        leave_meta(network)
         network.train()
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = step.optimizer(trained)
