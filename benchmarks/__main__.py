@@ -30,6 +30,7 @@ def _arguments() -> argparse.Namespace:
         help="in-plane scale S of all tables; of others targets are counted",
     )
     parser.add_argument("--rounds", type=int, default=2, help="timings of which the median is taken")
+    parser.add_argument("--stage1", action="store_true", help="only the table of stage 1 in full and with LoRA")
     parser.add_argument("--quick", action="store_true", help="count only, no timing")
     return parser.parse_args()
 
@@ -55,6 +56,10 @@ def main() -> None:
             "gradient in float64, on half the extent in plane."
         ),
     )
+    stage1 = tables.stage1_grid(("small", "base"), TIMED, tables.Setting(TARGET, 1, arguments.scale, patch), rounds)
+    _print(Heading("Stage 1 in full and with LoRA (a step includes AdamW's)"), stage1)
+    if arguments.stage1:
+        return
     timed_target = None
     _print(Heading("Variants and stages"))
     for variant in dict.fromkeys([*arguments.variants, TARGET]):

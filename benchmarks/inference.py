@@ -13,20 +13,21 @@ from benchmarks.networks import CLASSES, Size
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 
 
-def case_prediction(network: DINOMed3D, patch: Size, case: torch.Tensor) -> Call:
+def case_prediction(network: DINOMed3D, patch: Size, case: torch.Tensor, device: str = "cpu") -> Call:
     """Sliding windows at nnU-Net's overlap of half a patch, without mirroring.
 
     Args:
         network: in stage 2.
         patch: of the windows.
         case: ``(C, D, H, W)``.
+        device: where the network is.
     """
     plans: dict[str, Any] = {"configurations": {"3d_fullres": {"patch_size": list(patch), "architecture": {}}}}
     manager = PlansManager(plans)
     dataset = {"labels": {f"label_{i}" if i else "background": i for i in range(CLASSES)}}
     configuration = manager.get_configuration("3d_fullres")
     with redirect_stdout(sys.stderr):  # nnU-Net talks
-        predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+        predictor = nnUNetPredictor(use_mirroring=False, device=torch.device(device), allow_tqdm=False)
         predictor.manual_initialization(network, manager, configuration, None, dataset, "", None)
 
     def predict() -> None:

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -52,6 +50,10 @@ def stock(patch: Size) -> nn.Module:
 
     The planner's patches have about the same extent in mm along all axes, so the spacing follows from the patch.
     """
+    # imported here: all else of this file runs without nnU-Net
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
     spacing = [max(patch) / side for side in patch]
     _, strides, kernels, padded, _ = get_pool_and_conv_props(spacing, patch, 4, math.inf)
     if tuple(padded) != tuple(patch):

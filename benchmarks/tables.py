@@ -1,8 +1,8 @@
 """The tables of ``python -m benchmarks``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -210,6 +210,44 @@ def depth_grid(measured: list[Depth]) -> Grid:
         for m in measured
     ]
     return Grid(["slices D", "step GFLOP per slice", "saved MB per slice", "step s per slice"], rows)
+
+
+def stage1_grid(variants: Sequence[str], timed: Sequence[str], setting: Setting, rounds: int) -> Grid:
+    """What training stage 1 costs in full and with LoRA in the ViT's place; the step here has AdamW's in it.
+
+    Args:
+        variants: of which to count.
+        timed: those of them that are also timed.
+        setting: of stage 1; its variant does not matter.
+        rounds: timings of which the median is taken; 0 for none.
+    """
+    rows = []
+    for variant in variants:
+
+        def make(lora: bool, checkpoint: bool = False, variant: str = variant) -> DINOMed3D:
+            network = build(DINOMed3D, variant, setting.scale, stage1_lora=lora)
+            network.set_stage(1, single_slab_input=True)
+            return checkpointed(network, checkpoint)
+
+        def step(lora: bool) -> Call:
+            network = make(lora).to("cpu")
+            backward = training_step(network, torch.randn(setting.shape))
+            optimizer = torch.optim.AdamW(parameter for parameter in network.parameters() if parameter.requires_grad)
+            return lambda: (backward(), optimizer.step())
+
+        kinds = {"in full": False, "LoRA": True}
+        taken: list[float | None] = [None, None]
+        if rounds and variant in timed:
+            taken = [*seconds([step(lora) for lora in kinds.values()], rounds)]
+        for (name, lora), took in zip(kinds.items(), taken, strict=True):
+            kept, recomputed = (count(partial(make, lora, checkpoint), setting.shape) for checkpoint in (False, True))
+            with torch.device("meta"):
+                trained = sum(parameter.numel() for parameter in make(lora).parameters() if parameter.requires_grad)
+            row = [variant, name, f"{trained / 1e6:.2f}", f"{2 * 4 * trained / 1e6:.1f}", f"{kept.step / 1e9:.1f}"]
+            row += [f"{kept.saved / 1e6:.1f}", f"{recomputed.saved / 1e6:.1f}", "" if took is None else f"{took:.2f}"]
+            rows.append(row)
+    columns = ["variant", "stage 1", "trained, million", "AdamW's moments, MB", "step GFLOP", "saved MB"]
+    return Grid([*columns, "saved MB, recomputed", "step s"], rows)
 
 
 def case_seconds(setting: Setting, rounds: int) -> tuple[float, float, float]:

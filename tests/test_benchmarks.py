@@ -12,7 +12,18 @@ from benchmarks.measure import difference, flops, inference, saved_bytes, second
 from benchmarks.networks import build, stock
 from benchmarks.networks import checkpointed as checkpoint_network
 from benchmarks.plain import PlainDINOMed3D
-from benchmarks.tables import NAMES, Count, Depth, Seconds, Setting, case_seconds, count, target_grid, targets
+from benchmarks.tables import (
+    NAMES,
+    Count,
+    Depth,
+    Seconds,
+    Setting,
+    case_seconds,
+    count,
+    stage1_grid,
+    target_grid,
+    targets,
+)
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 
@@ -168,6 +179,16 @@ def test_targets_are_judged_by_what_was_measured() -> None:
     assert grid[1] == [rows[1].what, "0.65", "0.500", "", "yes"]
     assert grid[-1][2:] == ["1.016", "1.016", "not at S = 1, S = 2"]
     assert target_grid({2: untimed}).rows[1][2:] == ["", "not measured"]
+
+
+def test_stage_1_in_full_and_with_lora() -> None:
+    """LoRA trains less, in fewer operations; nothing is timed without rounds."""
+    grid = stage1_grid(["nano"], ["nano"], Setting("nano", 1, 1, (16, 128, 128)), rounds=0)
+    full, lora = (dict(zip(grid.columns, row, strict=True)) for row in grid.rows)
+    assert (full["stage 1"], lora["stage 1"]) == ("in full", "LoRA")
+    for column in ("trained, million", "AdamW's moments, MB", "step GFLOP"):
+        assert float(lora[column]) < float(full[column]), column
+    assert lora["step s"] == ""
 
 
 def test_a_case_goes_through_nnunets_predictor() -> None:

@@ -100,9 +100,11 @@ def test_without_test_cases_the_validation_is_measured(root: Path) -> None:
     assert found[K1]["DSC, paper"] == "", "nobody said which data set of the paper it is"
 
 
-def test_a_data_set_of_ours_says_which_it_is(root: Path) -> None:
-    (root / "nnUNet_raw" / NAME / "manifest.json").write_text(json.dumps({"settings": {"name": "acdc"}}))
-    assert reproduce.parse_datasets(["777"]) == [(NAME, "acdc")]
+@pytest.mark.parametrize(("as_paper", "expected"), [(True, "acdc"), (False, None)])
+def test_a_data_set_of_ours_says_which_it_is(root: Path, as_paper: bool, expected: str | None) -> None:
+    settings = {"data set": "acdc", "as in the paper": as_paper}
+    (root / "nnUNet_raw" / NAME / "manifest.json").write_text(json.dumps({"settings": settings}))
+    assert reproduce.parse_datasets(["777"]) == [(NAME, expected)]
     assert reproduce.parse_datasets(["brats2020=777"]) == [(NAME, "brats2020")]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
@@ -24,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 from nnunetv2_dinomed3d.processes import PREEMPTED
 from nnunetv2_dinomed3d.trainer_names import takes_slices
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants.paper import nnUNetTrainerDINOMed3D_paper
 from nnunetv2_dinomed3d.trainers.registry import trainer_class
 from tests.conftest import leave_process_group
 from tests.tiny_baselines import shortened
@@ -108,6 +110,53 @@ def _train(rank: int, address: str, preprocessed: str, results: str) -> None:
     assert per_step == [SLABS + 1] * 4 + [trainer.configuration_manager.batch_size] * 4
     trainer.perform_actual_validation()  # of the one case; rank 1 has none, and waits at the barrier
     leave_process_group()
+
+
+class PassesOnTwoRanks(OnTwoRanks, nnUNetTrainerDINOMed3D_paper):
+    """`_paper` and LoRA in stage 1, an epoch of each stage."""
+
+    stage1_lora = True
+    stage1_epochs = stage2_epochs = 1
+    slab_batch_size = 12
+    fixed_patch = (5, 32, 32)
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")) -> None:  # noqa: B008
+        plans["configurations"]["3d_fullres"]["patch_size"] = list(self.fixed_patch)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.keys: dict[int, list[str]] = {0: [], 1: []}
+
+    def begin_stage(self, stage: Stage) -> None:
+        super(OnTwoRanks, self).begin_stage(stage)  # which makes the new LoRA equal
+
+    def train_step(self, batch: dict) -> dict:
+        self.keys[self.stage - 1] += list(batch["keys"])
+        return super().train_step(batch)
+
+
+def _train_on_passes(rank: int, address: str, preprocessed: str, results: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["nnUNet_results"] = results
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS, timeout=timedelta(minutes=10))
+    stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    plans = json.loads(Path(preprocessed, "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    dataset = json.loads(Path(preprocessed, "dataset.json").read_text())
+    torch.manual_seed(rank)
+    trainer = PassesOnTwoRanks(plans, "3d_fullres", 0, dataset)
+    trainer.run_training()
+    cases, _ = trainer.do_split()
+    both: list[Any] = [None] * RANKS
+    dist.all_gather_object(both, trainer.keys)
+    for epoch, per_case in enumerate((9, 2)):  # slices, clips
+        assert Counter(both[0][epoch] + both[1][epoch]) == dict.fromkeys(cases, per_case)
+    assert trainer.batch_sizes == [6] * 3 + [1] * 4
+    leave_process_group()
+
+
+@pytest.mark.end_to_end
+def test_two_ranks_share_each_pass(preprocessed: Path, tmp_path: Path) -> None:
+    address = f"file://{tmp_path / 'rendezvous'}"
+    multiprocessing.spawn(_train_on_passes, (address, str(preprocessed), str(tmp_path / "results")), nprocs=RANKS)
+    assert len(list((tmp_path / "results").glob("*/PassesOnTwoRanks__*/fold_0/checkpoint_final.pth"))) == 1
 
 
 class DamagedData(OnTwoRanks):

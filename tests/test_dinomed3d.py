@@ -187,6 +187,8 @@ ABLATIONS = {
     "frozen": {"train_encoder": False},
     "no detail": {"detail_stream": False},
     "UPerNet proxy": {"proxy": "upernet"},
+    "LoRA in stage 1": {"stage1_lora": True},
+    "LoRA in stage 1 and on ICE": {"stage1_lora": True, "lora_on_ice": True},
 }
 
 

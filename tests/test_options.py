@@ -15,6 +15,7 @@ class Owner:
     rope_rescale_frozen = True
     lora_on_ice = True
     train_encoder = False
+    stage1_lora = False
     proxy = "upernet"
     detail_stream = False
     mixed_precision = False
@@ -37,3 +38,8 @@ def test_all_are_taken_from_attributes(owner: object) -> None:
 def test_a_wrong_value_is_told(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(NetworkOptions(), **cast(Any, {name: "mlp"}))
+
+
+def test_lora_in_an_encoder_that_is_not_trained_is_refused() -> None:
+    with pytest.raises(ValueError, match="stage1_lora is True and train_encoder is False"):
+        NetworkOptions(stage1_lora=True, train_encoder=False)

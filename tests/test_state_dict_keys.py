@@ -23,6 +23,7 @@ NETWORKS: dict[str, dict] = {
     "nano, K = 4": {"variant": "nano", "patch_size": PAPERS, "slab_depth": 4},
     "nano, no detail stream": {"variant": "nano", "patch_size": PAPERS, "detail_stream": False},
     "nano, UPerNet in stage 1": {"variant": "nano", "patch_size": PAPERS, "proxy": "upernet"},
+    "nano, LoRA in stage 1": {"variant": "nano", "patch_size": PAPERS, "stage1_lora": True},
     "nano, released": {
         "variant": "nano",
         "patch_size": PAPERS,

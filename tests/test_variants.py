@@ -1,6 +1,7 @@
 """The trainers of the paper's tables: what their names mean, and that each trains, saves and predicts."""
 
 import inspect
+import json
 from collections.abc import Callable
 from os.path import dirname, join
 from pathlib import Path
@@ -30,7 +31,7 @@ COMBINED = [f"{BASE}_S_K1", f"{BASE}_L_250epochs", f"{BASE}_nano_K5_noStage1_rel
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type[nnUNetTrainerDINOMed3D]]:
+def quick(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type[nnUNetTrainerDINOMed3D]]:
     """The class of that name as nnU-Net finds it; nano's network, an epoch of two iterations a stage."""
 
     def shorten(name: str) -> type[nnUNetTrainerDINOMed3D]:
@@ -38,6 +39,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type[nnUNetTrainer
         quickly = {"variant": "nano", "stage1_epochs": 1, "stage2_epochs": 1, "iterations_per_epoch": 1}
         for attribute, value in {**quickly, "val_iterations_per_epoch": 1, "slab_batch_size": 2}.items():
             monkeypatch.setattr(found, attribute, value)
+        if hasattr(found, "fixed_patch"):
+            plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+            patch_size = tuple(plans["configurations"]["3d_fullres"]["patch_size"])
+            monkeypatch.setattr(found, "fixed_patch", patch_size)
+            monkeypatch.setattr(found, "slab_batch_size", 24)  # an epoch has as many steps as it takes
         return found
 
     return shorten
@@ -93,6 +99,7 @@ def test_init_has_nnunets_exact_signature(name: str) -> None:
         ("_stage1", {"train_encoder": True, "stages": (1,)}),
         ("_noDetail", {"detail_stream": False, "stages": (1, 2)}),
         ("_UPerNetProxy", {"proxy": "upernet", "detail_stream": True}),
+        ("_S_loraStage1", {"variant": "small", "stage1_lora": True, "stages": (1, 2), "stage1_lr": 1e-4}),
         (
             "_L_released",
             {"variant": "large", "depth_alignment": "released", "mixed_precision": False, "lora_on_ice": True},

@@ -4,13 +4,14 @@ import argparse
 import shlex
 
 from nnunetv2_dinomed3d.nnunet_files import dataset_name, folder_of
-from nnunetv2_dinomed3d.planning.target import DEFAULT_GB, require_memory
+from nnunetv2_dinomed3d.planning.target import DEFAULT_GB, require_gpu, require_memory
 from nnunetv2_dinomed3d.text import printable
 
 HELP = "Make plans with patch and batch for this network and the memory of a GPU."
 EXAMPLES = """
 dinomed3d plan -d 4
 dinomed3d plan -d 4 -gpu_memory_target 24 -tr nnUNetTrainerDINOMed3D_S
+dinomed3d plan -d 4 --measure
 """
 
 
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p", default="nnUNetPlans", metavar="PLANS", help="plans the data was preprocessed with (default: %(default)s)"
     )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="run a step of each stage on the visible GPU, plan less if it does not fit, and tell the hours",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = dataset_name(args.d)
     folder_of("nnUNet_preprocessed")
     # imported after the first checks, as PyTorch and nnU-Net take seconds
+    from nnunetv2_dinomed3d.planning.measured_step import Measured, choose_measured, measure_planned, sentences
     from nnunetv2_dinomed3d.planning.memory_table import free_memory, memory_table
     from nnunetv2_dinomed3d.planning.planner import choose, read_base, write_plans
     from nnunetv2_dinomed3d.planning.training_memory import GB, can_be_planned_for, name_of_plans, visible_gpu_memory
@@ -48,20 +55,36 @@ def run(args: argparse.Namespace) -> int:
 
     trainer = find_trainer(args.tr)
     target = args.gpu_memory_target
+    visible = visible_gpu_memory()
+    if args.measure:
+        require_gpu(None if visible is None else visible / GB, target)
     if target is None:
-        visible = visible_gpu_memory()
         target = DEFAULT_GB if visible is None else visible / GB
     base = read_base(dataset, trainer, args.p)
     if not can_be_planned_for(trainer):
         print(f"Memory of {args.tr} with {args.p} on a GPU of {target:.1f} GB:", flush=True)
-        print(memory_table({name: memory.as_planned() for name, memory in base.memory.items()}, target, scaled=False))
+        planned = {name: memory.as_planned() for name, memory in base.memory.items()}
+        print(memory_table(planned, target, scaled=False))
+        if args.measure:
+            for name, memory in base.memory.items():
+                for sentence in measure_planned(printable(name), memory, planned[name]):
+                    print(sentence, flush=True)
         print("No plans are written: nnU-Net's own planner chooses patch and batch for this trainer.")
         return 0
     print(f"Planning for {args.tr} on a GPU of {target:.1f} GB.", flush=True)
-    choices = choose(base, target)
+    measured: dict[str, dict[str, Measured]] = {}
+    if args.measure:
+        choices = {}
+        for name, memory in base.memory.items():
+            choices[name], measured[name] = choose_measured(memory, round(target * GB))
+    else:
+        choices = choose(base, target)
     replaced = base.file.exists()
     write_plans(base, choices, target)
     print(memory_table(choices, target, scaled=not hasattr(trainer, "patch_divisor")))
+    for name, results in measured.items():
+        for sentence in sentences(printable(name), base.memory[name], choices[name], results):
+            print(sentence)
     for sentence in free_memory(choices, target):
         print(sentence)
     print(f"{'Replaced' if replaced else 'Written'}: {printable(str(base.file))}")

@@ -96,13 +96,15 @@ def parse_datasets(words: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _made_from(dataset: str) -> str | None:
-    """The paper's data set that ``dinomed3d dataset`` made this one from; None for others."""
+    """The paper's data set that ``dinomed3d dataset --as-paper`` made this one from; None for others."""
     from nnunetv2_dinomed3d.evaluation.paper_tables import DATASETS
 
     file = folder_of("nnUNet_raw") / dataset / "manifest.json"
     content = read_json(file) if file.is_file() else {}
     settings = content.get("settings") if isinstance(content, dict) else None
-    name = settings.get("name") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict) or not settings.get("as in the paper"):
+        return None
+    name = settings.get("data set")
     return name if name in DATASETS else None
 
 

@@ -203,6 +203,6 @@ def grid_warning(sizes: Mapping[str, tuple[int, int, int]]) -> str:
     x, y, _ = sizes[others[0]]
     return (
         f"{len(others)} of {len(sizes)} cases are not {IN_PLANE[0]} x {IN_PLANE[1]} in plane, such as "
-        f"{printable(others[0])} ({x} x {y}): an HD95 in their voxels cannot be set beside the paper's. Resize images "
-        "and labels as the paper did, and train on those"
+        f"{printable(others[0])} ({x} x {y}): an HD95 in their voxels cannot be set beside the paper's. Make the "
+        "data set with dinomed3d dataset --as-paper, and train on that"
     )

@@ -35,7 +35,8 @@ def case_figure(model: LoadedModel, case: Case, wanted: list[int] | None) -> Fig
         start, note = before_stage1(model)
         if start is not None:
             columns.append(_features("features\nbefore stage 1", start, windows, slices))
-        columns.append(_features("features\nafter stage 1", network, windows, slices))
+        lora = network.stage == 1 and network.options.stage1_lora  # later it is in the weights
+        columns.append(_features("features\nafter stage 1", network, windows, slices, lora=lora))
     else:
         note = "The encoder was not trained in a stage 1: apart from LoRA, it is the one that training started with."
         columns.append(_features("features\nof the frozen encoder", network, windows, slices))

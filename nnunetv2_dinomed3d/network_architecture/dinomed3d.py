@@ -26,7 +26,7 @@ from nnunetv2_dinomed3d.network_architecture.encoder import NUM_FEATURE_MAPS, Sl
 from nnunetv2_dinomed3d.network_architecture.fusion import GatedFusion
 from nnunetv2_dinomed3d.network_architecture.options import NetworkOptions
 from nnunetv2_dinomed3d.network_architecture.proxy_heads import ProxyHead, UPerNetProxyHead
-from nnunetv2_dinomed3d.network_architecture.state_dict import Shape, Stage, encoder_state
+from nnunetv2_dinomed3d.network_architecture.state_dict import Shape, Stage, encoder_state, stage_of
 from nnunetv2_dinomed3d.network_architecture.token_grid import (
     SCALES,
     TOKEN_SIZE,
@@ -143,6 +143,8 @@ class DINOMed3D(nn.Module):
     def set_stage(self, stage: Stage, single_slab_input: bool = False) -> None:
         """Enter stage 1 (trained: ICE, ViT, proxy head) or 2 (trained: LoRA, adapter, detail, fusion, decoder).
 
+        With `NetworkOptions.stage1_lora`, stage 1 trains LoRA in the ViT's place; then call `end_stage1`.
+
         Args:
             stage: 1 or 2.
             single_slab_input: in stage 1, inputs are single slabs of K slices and the output is the central slice's, as
@@ -158,8 +160,18 @@ class DINOMed3D(nn.Module):
         self.proxy_head.requires_grad_(stage == 1)
         if stage == 2:
             self.encoder.set_trainable("lora")
+        elif self.options.stage1_lora:
+            self.encoder.set_trainable("ice and lora")
         else:
             self.encoder.set_trainable("all" if self.options.train_encoder else "nothing")
+
+    def end_stage1(self) -> None:
+        """Bring the weights that stage 1 left into the form that stage 2 starts from.
+
+        With `NetworkOptions.stage1_lora`, LoRA is added to the ViT's weights, and stage 2's starts anew.
+        """
+        if self.options.stage1_lora and self.stage == 1:
+            self.encoder.fold_lora()
 
     def to(self, *args: Any, **kwargs: Any) -> "DINOMed3D":
         """Move as any module; on the CPU in the channels-last layout, in which 3D convolutions are faster."""
@@ -194,15 +206,20 @@ class DINOMed3D(nn.Module):
         self.encoder.load_pretrained(weights)
         self.weights_loaded = True
 
-    def start_from_stage1(self, state: Mapping[str, Tensor]) -> None:
+    def start_from_stage1(self, state: Mapping[str, Tensor], stage1_lora: bool = False) -> None:
         """Start stage 2 from another training's stage 1: take ICE and ViT from its network's state dict.
 
         All else of ``state`` is stage 2's or the old classes', and stays out.
 
+        Args:
+            state: of a network in either stage.
+            stage1_lora: whether that network has `NetworkOptions.stage1_lora`. Of its stage 1, LoRA is folded into the
+                ViT; of its stage 2, this was done.
+
         Raises:
             ValueError: ICE and ViT do not fit completely.
         """
-        self.encoder.start_from_stage1(encoder_state(state))
+        self.encoder.start_from_stage1(encoder_state(state), stage1_lora and stage_of(state) == 1)
         self.weights_loaded = True
 
     def get_extra_state(self) -> Tensor:

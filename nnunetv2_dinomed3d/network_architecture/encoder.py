@@ -36,12 +36,16 @@ NUM_FEATURE_MAPS = 4
 MAX_TOKENS_PER_PASS = 2**14
 """Most tokens per pass of a frozen ViT: 16 slices of 512 x 512, the paper's clip, at in-plane scale 1."""
 
-Trained = Literal["all", "lora", "nothing"]
+Trained = Literal["all", "ice and lora", "lora", "nothing"]
 
 
 def _require_lora_on_ice(ice: nn.Module, weights: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     if f"{prefix}conv.weight" in weights:
         raise ValueError(NO_LORA_ON_ICE)
+
+
+def _is_vit_lora(name: str) -> bool:
+    return name.startswith("vit.") and is_lora(name)
 
 
 class BlockwiseRope(nn.Module):
@@ -198,20 +202,27 @@ class SlabEncoder(nn.Module):
     def set_trainable(self, trained: Trained) -> None:
         """Choose what is trained: all of ICE and ViT, with LoRA off (stage 1); LoRA alone (stage 2); or nothing.
 
+        With "ice and lora" (a lighter stage 1) it is ICE in full, and the ViT's LoRA. LoRA on ICE is off there.
         The ViT's final norm is in no feature map and never trained.
         """
         self.trained = trained
         self.requires_grad_(trained == "all")
-        for layer in self.lora_layers():
+        self.ice.requires_grad_(trained in ("all", "ice and lora"))
+        for layer in lora.lora_layers(self.ice):
             layer.enable_adapters(trained == "lora")
+        for layer in lora.lora_layers(self.vit):
+            layer.enable_adapters(trained in ("lora", "ice and lora"))
         self.vit.norm.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "SlabEncoder":
-        """Set the mode as for any module, but frozen parts stay in eval mode; LoRA's dropout follows ``mode``."""
+        """Set the mode as for any module, but frozen parts stay in eval mode; LoRA's dropout follows ``mode``.
+
+        RoPE is rescaled in all of stage 1's training, whether the ViT is trained itself or by LoRA.
+        """
         super().train(mode and self.trained == "all")
         self.training = mode
-        if self.rope_rescale_frozen:
+        if self.rope_rescale_frozen or self.trained == "ice and lora":
             self.vit.rope.train(mode)
         for layer in self.lora_layers():
             layer.lora_dropout.train(mode)
@@ -224,6 +235,10 @@ class SlabEncoder(nn.Module):
     def merged_lora(self) -> AbstractContextManager[None]:
         """While open, the ViT's LoRA is folded into its weights; afterwards these are what they were, bit by bit."""
         return lora.merged_lora(self.vit)
+
+    def fold_lora(self) -> None:
+        """Add the ViT's LoRA to its weights for good; LoRA starts anew."""
+        lora.fold_lora(self.vit)
 
     def pretrained_shapes(self) -> dict[str, Shape]:
         """Name (timm's) and shape of every tensor that `load_pretrained` needs."""
@@ -251,14 +266,23 @@ class SlabEncoder(nn.Module):
         assert not unexpected, unexpected
         assert all(map(is_lora, missing)), missing
 
-    def start_from_stage1(self, weights: Mapping[str, Tensor]) -> None:
+    def start_from_stage1(self, weights: Mapping[str, Tensor], trained_lora: bool = False) -> None:
         """Take ICE and ViT from another encoder's state dict, without its LoRA.
+
+        Args:
+            weights: the state dict.
+            trained_lora: whether its stage 1 trained the ViT's LoRA, which is then part of the ViT: it is folded in.
 
         Raises:
             ValueError: a tensor is missing, left over or of another shape.
         """
-        weights = without_lora(weights)
         own = self.state_dict()
-        if wrong := misfit(shapes_of(weights), without_lora(shapes_of(own))):
+        vit_lora = {name: tensor for name, tensor in weights.items() if trained_lora and _is_vit_lora(name)}
+        expected = {name: shape for name, shape in shapes_of(own).items() if trained_lora and _is_vit_lora(name)}
+        taken = without_lora(weights)
+        if wrong := misfit({**shapes_of(taken), **shapes_of(vit_lora)}, {**without_lora(shapes_of(own)), **expected}):
             raise ValueError(f"{wrong} Was it trained with another variant, slab depth K or number of image channels?")
-        self.load_state_dict({mine: weights[name] for name, mine in names_without_lora(own).items()}, strict=False)
+        mine = {own_name: taken[name] for name, own_name in names_without_lora(own).items()}
+        self.load_state_dict({**mine, **vit_lora}, strict=False)
+        if trained_lora:
+            self.fold_lora()

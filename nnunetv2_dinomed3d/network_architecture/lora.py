@@ -25,6 +25,15 @@ def lora_layers(module: nn.Module) -> list[LoraLayer]:
     return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
 
 
+@torch.no_grad()
+def fold_lora(module: nn.Module) -> None:
+    """Add LoRA to the weights that it stands beside, for good; it starts anew, with B = 0."""
+    for layer in lora_layers(module):
+        for adapter in layer.active_adapters:
+            layer.get_base_layer().weight.add_(layer.get_delta_weight(adapter))
+            layer.reset_lora_parameters(adapter, init_lora_weights=True)
+
+
 @contextmanager
 def merged_lora(module: nn.Module) -> Iterator[None]:
     """While open, LoRA is folded into the weights of a module; afterwards these are what they were, bit by bit."""

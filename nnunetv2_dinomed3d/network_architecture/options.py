@@ -22,6 +22,7 @@ class NetworkOptions:
         rope_rescale_frozen: rescale in training also if the ViT is frozen, as the released code does in stage 2.
         lora_on_ice: whether ICE's convolution carries LoRA too, as the released code's patch embedding does.
         train_encoder: whether stage 1 trains ICE and ViT, or only the proxy head (Table 3, row 1).
+        stage1_lora: whether stage 1 trains LoRA in the ViT's place, beside ICE and the proxy head.
         proxy: what predicts in stage 1: a linear head, or a UPerNet (Table 3, row 6).
         detail_stream: whether stage 2 has a detail stream, the fusion and the refinement (Table 3, row 3: no).
         mixed_precision: whether to compute in bfloat16 where autocast is on.
@@ -33,6 +34,7 @@ class NetworkOptions:
     rope_rescale_frozen: bool = False
     lora_on_ice: bool = False
     train_encoder: bool = True
+    stage1_lora: bool = False
     proxy: Proxy = "linear"
     detail_stream: bool = True
     mixed_precision: bool = True
@@ -42,6 +44,11 @@ class NetworkOptions:
             value, values = getattr(self, name), get_args(known)
             if value not in values:
                 raise ValueError(f"{name} is {value!r}; it is {' or '.join(map(repr, values))}.")
+        if self.stage1_lora and not self.train_encoder:
+            raise ValueError(
+                "stage1_lora is True and train_encoder is False: stage 1 cannot train LoRA and leave the encoder as it "
+                "is. Set one of them back."
+            )
 
     @classmethod
     def of(cls, owner: object) -> NetworkOptions:

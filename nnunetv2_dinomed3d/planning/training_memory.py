@@ -114,11 +114,14 @@ class TrainingMemory:
         )
 
     def choose(self, budget: int) -> PatchAndBatch:
-        """The patch and batch that make most of ``budget`` bytes.
+        """The patch and batch that make most of ``budget`` bytes; a trainer's own patch, if it has a fixed one.
 
         Raises:
             ValueError: nothing fits.
         """
+        fixed: PatchSize | None = getattr(self.trainer, "fixed_patch", None)
+        if fixed is not None:
+            return self._choose_fixed(fixed, budget)
         median_shape = self.configuration.median_image_size_in_voxels
         slices = 1 if len(median_shape) == 3 else self.plans_manager.original_median_shape_after_transp[0]
         max_voxels = math.prod(median_shape) * slices * self.cases * MAX_DATASET_COVERED
@@ -129,6 +132,16 @@ class TrainingMemory:
             lambda patch, batch: max(memory.total for memory in self.of(patch, batch).values()),
         )
         return PatchAndBatch(patch_size, batch_size, self.of(patch_size, batch_size))
+
+    def _choose_fixed(self, patch: PatchSize, budget: int) -> PatchAndBatch:
+        memory = self.of(patch, 1)
+        needed = max(use.total for use in memory.values())
+        if needed > budget:
+            raise ValueError(
+                f"{self.trainer.__name__} trains on patches of {list(patch)} alone, which takes {needed / GB:.1f} GB, "
+                f"and {budget / GB:.1f} GB are there. Take a GPU with more memory or a smaller variant of the network."
+            )
+        return PatchAndBatch(patch, 1, memory)
 
 
 def memory_warning(memory: TrainingMemory, available: int) -> str | None:
@@ -162,5 +175,8 @@ def can_be_planned_for(trainer: type) -> bool:
 
 def name_of_plans(trainer: type) -> str:
     """Name of the plans that are made for a trainer. Those of one network are not for another."""
+    own: str | None = getattr(trainer, "own_plans_name", None)
+    if own is not None:
+        return own
     network: str | None = getattr(trainer, "network_name", None)
     return PLANS_NAME if network is None else f"nnUNetPlans_{network}"

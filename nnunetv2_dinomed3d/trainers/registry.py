@@ -23,7 +23,7 @@ from nnunetv2_dinomed3d.trainers.baselines import dino_unet, nnformer, swin_unet
 from nnunetv2_dinomed3d.trainers.baselines import lengths as baseline_lengths
 from nnunetv2_dinomed3d.trainers.baselines.trainer import BaselineTrainer
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
-from nnunetv2_dinomed3d.trainers.dinomed3d.variants import ablations, lengths, released, sizes
+from nnunetv2_dinomed3d.trainers.dinomed3d.variants import ablations, lengths, paper, released, sizes
 from nnunetv2_dinomed3d.trainers.harness.trainer import HarnessTrainer
 
 BASE = nnUNetTrainerDINOMed3D.__name__
@@ -51,8 +51,9 @@ SUFFIX_GROUPS: Mapping[str, tuple[type[nnUNetTrainerDINOMed3D], ...]] = {
         ablations.nnUNetTrainerDINOMed3D_noDetail,
         ablations.nnUNetTrainerDINOMed3D_noStage1,
         ablations.nnUNetTrainerDINOMed3D_UPerNetProxy,
+        ablations.nnUNetTrainerDINOMed3D_loraStage1,
     ),
-    "recipe": (released.nnUNetTrainerDINOMed3D_released,),
+    "recipe": (released.nnUNetTrainerDINOMed3D_released, paper.nnUNetTrainerDINOMed3D_paper),
     "length": (
         lengths.nnUNetTrainerDINOMed3D_20epochs,
         lengths.nnUNetTrainerDINOMed3D_250epochs,

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nnunetv2_dinomed3d.network_architecture.state_dict import stage_of
 from nnunetv2_dinomed3d.settings import WEIGHTS_VARIABLE
 from nnunetv2_dinomed3d.weights.archive import open_regular
 from nnunetv2_dinomed3d.weights.pickled import PICKLE_LIMIT, NotPlainError, read_archive, read_legacy
@@ -172,7 +173,7 @@ def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The network's tensors in the content of a file: all of it, or the part that a training checkpoint keeps by a key.
 
     Raises:
-        ValueError: something other than tensors is there.
+        ValueError: something other than tensors is there, or a part of the ViT would be left out.
     """
     part = next((content[key] for key in _PARTS if isinstance(content.get(key), Mapping)), content)
     if not is_state_dict(part):
@@ -180,6 +181,13 @@ def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
             f"{path} is not a plain dict of tensors: the first of its {len(content)} top-level keys are "
             f"{first_keys(content)}. If one of them holds the ViT's tensors, save that part alone with torch.save. "
             f"{_FIX}"
+        )
+    init_args = content.get("init_args")
+    if isinstance(init_args, Mapping) and init_args.get("stage1_lora") is True and stage_of(part) == 1:
+        raise ValueError(
+            f"{path}: its stage 1 trained LoRA in the ViT's place (_loraStage1), which a 2D ViT has not. Start stage 2 "
+            "from it with DINOMED3D_STAGE1=FILE, or name a checkpoint of that training's stage 2: there LoRA is folded "
+            "into the ViT."
         )
     return dict(part)
 

@@ -29,6 +29,7 @@ class Stage1Checkpoint:
         trainer: the one that wrote it.
         dataset: nnU-Net's name of the data set that it was trained on; None if the file does not tell.
         fold: the one that it was trained on, or "all"; None if the file does not tell.
+        stage1_lora: whether its stage 1 trained LoRA in the ViT's place, see `NetworkOptions`.
     """
 
     network_weights: Mapping[str, Tensor]
@@ -37,6 +38,7 @@ class Stage1Checkpoint:
     trainer: str
     dataset: str | None
     fold: int | str | None
+    stage1_lora: bool
 
     def report(self) -> str:
         """One line for the training log."""
@@ -82,4 +84,5 @@ def read_stage1_checkpoint(path: Path) -> Stage1Checkpoint:
         trainer=checkpoint["trainer_name"],
         dataset=dataset if isinstance(dataset, str) else None,
         fold=fold if isinstance(fold, int | str) else None,
+        stage1_lora=init_args.get("stage1_lora") is True,
     )

@@ -35,6 +35,10 @@ class nnUNetTrainerSeeded(nnUNetTrainerQuick):
         super().initialize()
 
 
+class nnUNetTrainerSeededLoRAStage1(nnUNetTrainerSeeded):
+    stage1_lora = True
+
+
 class nnUNetTrainerKilled(nnUNetTrainerQuick):
     """Takes long enough to be killed."""
 

@@ -161,6 +161,7 @@ class StagedTrainer(HarnessTrainer):
         stop_workers(self.dataloader_train)
         stop_workers(self.dataloader_val)
         self._load_best_of_stage1()
+        self.module.end_stage1()
         self._best_ema = None
         self.begin_stage(2)
         self.tell_start()
@@ -222,4 +223,4 @@ class StagedTrainer(HarnessTrainer):
 
     def _more_init_args(self) -> dict[str, Any]:
         epochs = [self.schedule.stage1.epochs, self.schedule.stage2.epochs]
-        return {**super()._more_init_args(), "epochs": epochs}
+        return {**super()._more_init_args(), "epochs": epochs, "stage1_lora": self.module.options.stage1_lora}

@@ -45,7 +45,7 @@ def start_from_stage1(module: DINOMed3D, file: Path, stages: Collection[int]) ->
     """
     require_one_start(stages, module.weights_loaded)
     checkpoint = read_stage1_checkpoint(file)
-    module.start_from_stage1(checkpoint.network_weights)
+    module.start_from_stage1(checkpoint.network_weights, checkpoint.stage1_lora)
     origin = f"stage 1 of {checkpoint.file}, SHA-256 {checkpoint.sha256}"
     return Start(origin, f"Stage 1 is skipped. {checkpoint.report()}", checkpoint)
 

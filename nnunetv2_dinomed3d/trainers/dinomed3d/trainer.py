@@ -49,8 +49,8 @@ class nnUNetTrainerDINOMed3D(StagedTrainer):
     Attributes:
         variant: size of the network, one of `network_architecture.VARIANTS`.
         slab_depth: K.
-        depth_alignment, rope_rescale, rope_rescale_frozen, lora_on_ice, train_encoder, proxy, detail_stream,
-            mixed_precision: see `network_architecture.DINOMed3D`.
+        depth_alignment, rope_rescale, rope_rescale_frozen, lora_on_ice, train_encoder, stage1_lora, proxy,
+            detail_stream, mixed_precision: see `network_architecture.DINOMed3D`.
         slab_batch_size: slabs in a batch of stage 1, over all GPUs; if these do not divide it, the next number they do.
         checkpoint_activations: on CUDA, whether the network is recomputed in the backward pass: less memory, more time.
         whole_validation: whether an epoch is validated on all slices of all validation cases (if they are very many, on
@@ -64,6 +64,7 @@ class nnUNetTrainerDINOMed3D(StagedTrainer):
     rope_rescale_frozen: bool = NetworkOptions.rope_rescale_frozen
     lora_on_ice: bool = NetworkOptions.lora_on_ice
     train_encoder: bool = NetworkOptions.train_encoder
+    stage1_lora: bool = NetworkOptions.stage1_lora
     proxy: Proxy = NetworkOptions.proxy
     detail_stream: bool = NetworkOptions.detail_stream
     slab_batch_size: int = 24

@@ -1,4 +1,4 @@
-"""The paper's ablations: slab depth (Table 2) and parts of the method (Table 3)."""
+"""The paper's ablations, slab depth (Table 2) and parts of the method (Table 3); and its future work."""
 
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 
@@ -56,3 +56,14 @@ class nnUNetTrainerDINOMed3D_UPerNetProxy(nnUNetTrainerDINOMed3D):
     """Table 3, row 6: UPerNet in place of the linear head in stage 1."""
 
     proxy = "upernet"
+
+
+class nnUNetTrainerDINOMed3D_loraStage1(nnUNetTrainerDINOMed3D):
+    """The paper's future work, a lighter stage 1: LoRA of rank 16 in the ViT's place, beside ICE and the head.
+
+    At the switch LoRA is folded into the ViT's weights, and stage 2 starts with a new one. The learning rate of stage 1
+    is that which the paper trains LoRA with, in stage 2 (section 3.2).
+    """
+
+    stage1_lora = True
+    stage1_lr = nnUNetTrainerDINOMed3D.stage2_lr

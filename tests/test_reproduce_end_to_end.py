@@ -1,0 +1,72 @@
+"""Made-up downloads through every command up to the paper's table."""
+
+import csv
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_dinomed3d.trainer_names import TABLES
+from tests.conftest import preprocess
+from tests.made_up_downloads import acdc, brats
+from tests.tiny_baselines import short_trainings
+
+Run = Callable[..., str]
+
+PATIENTS = tuple(range(1, 11))
+
+
+def tested(raw: Path, names: list[str]) -> None:
+    """Copies of training cases as labelled test cases."""
+    for kind, ending in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
+        (raw / f"{kind}Ts").mkdir(exist_ok=True)
+        for name in names:
+            shutil.copy(raw / f"{kind}Tr" / f"{name}{ending}", raw / f"{kind}Ts")
+
+
+@pytest.mark.long
+def test_table_1_on_two_data_sets(run: Run, nnunet_environment: dict[str, str], tmp_path: Path) -> None:
+    """One channel and labelled test cases; four channels, regions, and a validation alone."""
+    raw = Path(nnunet_environment["nnUNet_raw"])
+    for name, download in (
+        ("acdc", acdc(tmp_path / "a", PATIENTS, ())),
+        ("brats2020", brats(tmp_path / "b", PATIENTS)),
+    ):
+        run("dinomed3d", "dataset", name, download, "--plain", "--incomplete")
+    datasets = sorted(folder.name for folder in raw.glob("Dataset51*"))
+    (of_acdc,) = raw.glob("Dataset51*ACDC*")
+    tested(of_acdc, sorted(file.name.removesuffix(".nii.gz") for file in (of_acdc / "labelsTr").iterdir())[:2])
+    for dataset in datasets:
+        preprocess(run, dataset.partition("_")[0].removeprefix("Dataset"), "2d", "3d_fullres")
+    settings = {
+        **short_trainings(tmp_path / "bin"),
+        "DINOMED3D_WEIGHTS": "random",
+        "nnUNet_compile": "f",
+    }
+    out = tmp_path / "table"
+    run("dinomed3d", "reproduce", "table1", "-d", *datasets, "--run", "-o", out, **settings)
+    with (out / "cells.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["dataset"], row["trainer"]) for row in rows] == [(d, t) for d in datasets for t in TABLES["TABLE1"]]
+    for row in rows:
+        assert row["missing"] == "", row
+        assert 0 <= float(row["DSC"]) <= 100
+        assert float(row["M parameters"]) > 0 or row["trainer"].startswith("nnUNetTrainer_")
+        assert row["DSC, paper"] == "", "images as they are cannot stand beside the paper's"
+    assert {row["cases"] for row in rows if row["dataset"] == of_acdc.name} == {"2 test"}
+    print(f"kept: {os.listdir(out)}")
+
+
+@pytest.mark.long
+def test_data_as_in_the_paper_trains(run: Run, nnunet_environment: dict[str, str], tmp_path: Path) -> None:
+    """512 x 512 pixels: plans, two iterations of the smallest network, and the split as nnU-Net reads it."""
+    run("dinomed3d", "dataset", "acdc", acdc(tmp_path / "a", PATIENTS, ()), "--as-paper", "--incomplete")
+    (raw,) = Path(nnunet_environment["nnUNet_raw"]).glob("Dataset50*ACDC*")
+    number = raw.name.partition("_")[0].removeprefix("Dataset")
+    preprocess(run, number, "3d_fullres")
+    assert len(list((raw / "imagesTs").iterdir())) == 2
+    run("nnUNetv2_train", number, "3d_fullres", "0", "-tr", "nnUNetTrainerQuick", "-device", "cpu")
+    results = Path(nnunet_environment["nnUNet_results"]) / raw.name
+    assert len(list(results.glob("*/fold_0/validation/*.nii.gz"))) == 2
