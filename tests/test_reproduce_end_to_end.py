@@ -18,7 +18,7 @@ Run = Callable[..., str]
 PATIENTS = tuple(range(1, 11))
 
 
-def tested(raw: Path, names: list[str]) -> None:
+def add_test_cases(raw: Path, names: list[str]) -> None:
     """Copies of training cases as labelled test cases."""
     for kind, ending in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
         (raw / f"{kind}Ts").mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ def test_table_1_on_two_data_sets(run: Run, nnunet_environment: dict[str, str], 
         run("dinomed3d", "dataset", name, download, "--plain", "--incomplete")
     datasets = sorted(folder.name for folder in raw.glob("Dataset51*"))
     (of_acdc,) = raw.glob("Dataset51*ACDC*")
-    tested(of_acdc, sorted(file.name.removesuffix(".nii.gz") for file in (of_acdc / "labelsTr").iterdir())[:2])
+    add_test_cases(of_acdc, sorted(file.name.removesuffix(".nii.gz") for file in (of_acdc / "labelsTr").iterdir())[:2])
     for dataset in datasets:
         preprocess(run, dataset.partition("_")[0].removeprefix("Dataset"), "2d", "3d_fullres")
     settings = {
