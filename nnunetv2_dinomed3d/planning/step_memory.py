@@ -201,7 +201,7 @@ def leave_meta(network: nn.Module) -> None:
                 tensors[name] = known[id(tensor)]  # type: ignore[assignment]
 
 
-def _loss(logits: Tensor, target: Tensor) -> Tensor:
+def step_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy and Dice with the tensors that nnU-Net's makes."""
     entropy = F.cross_entropy(logits, target[:, 0].long())
     probabilities = logits.softmax(1)
@@ -259,7 +259,7 @@ def training_step_memory(step: Step, device_type: DeviceType = "cuda") -> Memory
                 targets = [torch.empty(len(logits), 1, *logits.shape[2:]) for logits in outputs]
                 for target in targets:
                     storages.of(target).born = begin  # it came with the batch
-                loss = torch.stack([_loss(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
+                loss = torch.stack([step_loss(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
                 autocast.cache = None
                 forward_end = storages.events
                 _backward(loss)
