@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunetv2_dinomed3d.planning.step_memory import Step, step_loss
-from nnunetv2_dinomed3d.planning.training_cost import steps_of
+from nnunetv2_dinomed3d.planning.training_cost import number_of_steps
 from nnunetv2_dinomed3d.planning.training_memory import GB, PatchAndBatch, TrainingMemory, training_steps
 
 WARM_UP = 2
@@ -131,7 +131,7 @@ def choose_measured(
 def training_hours(memory: TrainingMemory, choice: PatchAndBatch, measured: Mapping[str, Measured]) -> float:
     """Hours of all steps of a training on this GPU: no validation, no waiting for data."""
     steps = steps_of(memory, choice)
-    return sum(steps_of(memory.trainer, step) * measured[step.name].seconds for step in steps) / 3600
+    return sum(number_of_steps(memory.trainer, step) * measured[step.name].seconds for step in steps) / 3600
 
 
 def sentences(name: str, memory: TrainingMemory, choice: PatchAndBatch, measured: Mapping[str, Measured]) -> list[str]:

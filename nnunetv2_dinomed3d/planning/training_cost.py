@@ -49,7 +49,7 @@ def step_flops(step: Step) -> int:
     return counter.get_total_flops()
 
 
-def steps_of(trainer: type, step: Step) -> int:
+def number_of_steps(trainer: type, step: Step) -> int:
     """How often a trainer takes a step: its class says, or a stock trainer's name."""
     epochs = getattr(trainer, "epochs", None)
     if epochs is None and step.name.startswith("stage "):
@@ -75,7 +75,7 @@ def training_cost(trainer: type, plans: dict, configuration: str, dataset_json: 
     classes = manager.get_label_manager(dataset_json).num_segmentation_heads
     flops, largest = 0, 0
     for step in training_steps(trainer, manager, chosen, channels, classes):
-        flops += step_flops(step) * steps_of(trainer, step)
+        flops += step_flops(step) * number_of_steps(trainer, step)
         with torch.device("meta"):
             network = step.build()
         trained = [p for p in network.parameters() if p.requires_grad]
