@@ -148,6 +148,9 @@ def sentences(name: str, memory: TrainingMemory, choice: PatchAndBatch, measured
         estimate = choice.memory[step].total / GB
         taken = "" if result.nbytes is None else f"{result.nbytes / GB:.2f} GB in use ({estimate:.2f} estimated), "
         lines.append(f"Measured, {name}, {step}: {taken}{result.seconds:.3f} s a step.")
+    if getattr(memory.trainer, "epochs_are_passes", False):
+        lines.append(f"{name}: an epoch is a pass over the data, whose cases are not counted here: no hours are told.")
+        return lines
     hours = training_hours(memory, choice, measured)
     lines.append(f"{name}: the steps of a training take {hours:.1f} hours here, without validation.")
     return lines

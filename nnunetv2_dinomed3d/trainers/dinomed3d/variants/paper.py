@@ -29,10 +29,12 @@ class nnUNetTrainerDINOMed3D_paper(nnUNetTrainerDINOMed3D_released):
     Attributes:
         fixed_patch: ``(D, H, W)`` of stage 2's clips, and of the slices of both stages. The plans have to have it, as
             nnU-Net predicts on theirs. A smaller case is filled up with zeros, as nnU-Net does.
+        epochs_are_passes: says to planning that the number of steps follows from the data.
         own_plans_name: of the plans that ``dinomed3d plan`` makes for it.
     """
 
     fixed_patch: tuple[int, int, int] = (16, 512, 512)
+    epochs_are_passes = True
     own_plans_name = "nnUNetDINOMed3DPlans_paper"
 
     def __init__(
