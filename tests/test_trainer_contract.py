@@ -27,6 +27,9 @@ MakeTrainer = Callable[..., HarnessTrainer]
 NETWORKS = [trainer.__name__ for trainer in BASELINE_GROUPS["network"]]
 LENGTHS = [trainer.__name__.rpartition("_")[2] for trainer in BASELINE_GROUPS["length"]]
 
+OTHER_SIZES = [f"nnUNetTrainerBaseline_{name}" for name in ("VoCo_L", "VoCo_L_v1", "DinoUNet_B", "DinoUNet_L")]
+"""Trainers that differ from another one in a number alone; `shortened` makes their networks the same."""
+
 ODD = {3: [11, 27, 21], 2: [37, 41]}
 """Patches that are no multiples of anything, by the number of axes."""
 
@@ -57,7 +60,10 @@ def odd_patch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("odd_patch")
-@pytest.mark.parametrize("name", [BASE, *NETWORKS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] if name in OTHER_SIZES else []) for name in (BASE, *NETWORKS)],
+)
 def test_a_trainer_keeps_the_contract(name: str, tiny: Callable[..., HarnessTrainer], tmp_path: Path) -> None:
     trainer = tiny(name)
     trainer.initialize()
