@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     table = args.table.upper()
     if args.report:
         return _write_report(table, columns, args)
-    jobs = [job for job in jobs_of(table, columns, args.p, args.c)]
+    jobs = jobs_of(table, columns, args.p, args.c)
     unfinished = [job for job in jobs if job.state != "finished"]
     for line in estimate([job for job in unfinished if job.words[0] == "nnUNetv2_train"]):
         print(f"# {line}", flush=True)

@@ -14,7 +14,6 @@ from nnunetv2_dinomed3d.evaluation.paper_tables import METHODS, PaperFigure, pap
 from nnunetv2_dinomed3d.evaluation.statistics import bootstrap_interval
 from nnunetv2_dinomed3d.evaluation.trainings import Training, trainings_of
 from nnunetv2_dinomed3d.nnunet_files import find_dataset_json, folder_of, is_validated, reference_folder
-from nnunetv2_dinomed3d.trainer_names import TABLES
 from nnunetv2_dinomed3d.training_log import read_logs
 
 FOLD = "0"
@@ -206,8 +205,3 @@ def _cell(table: str, column: Column, training: Training, processes: int) -> Cel
         if missing := len(references.keys() - predictions.keys()):
             return Cell(None, figure, f"{missing} of {len(references)} test cases not predicted")
     return Cell(paper_table_row(predictions, references, labels, processes), figure, part=part)
-
-
-def rows_in(table: str) -> list[str]:
-    """The trainers of a table's rows."""
-    return TABLES[table]
