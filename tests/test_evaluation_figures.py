@@ -15,6 +15,7 @@ from nnunetv2_dinomed3d.evaluation.figures import (
 )
 from nnunetv2_dinomed3d.evaluation.statistics import METRICS, tabulate
 from nnunetv2_dinomed3d.pictures import label_colour
+from nnunetv2_dinomed3d.trainer_names import TABLES
 from tests.test_evaluation_statistics import measurement
 
 pytestmark = pytest.mark.own
@@ -53,3 +54,8 @@ def test_a_case_is_one_line_through_the_boxes() -> None:
     (axis,) = draw_boxes(tabulate(measurements, METRICS[0])).axes
     cases = [points(line)[1].tolist() for line in axis.get_lines() if line.get_color() == "0.75"]
     np.testing.assert_allclose(cases, [[0.5, 0.6], [0.6, 0.7], [0.7, 0.8]])
+
+
+def test_the_models_of_table_1_have_a_colour_each() -> None:
+    colours = [model_colour(index) for index in range(len(TABLES["TABLE1"]))]
+    assert len(set(colours)) == len(colours) == 10

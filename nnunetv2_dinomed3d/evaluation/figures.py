@@ -15,9 +15,10 @@ from nnunetv2_dinomed3d.training_log import TrainingLog
 
 
 def model_colour(index: int) -> Colour:
-    """The colour of the index-th model or fold; no label has it."""
+    """The colour of the index-th model or fold; no label has it. After eight they come again, darker each time."""
     red, green, blue, _ = matplotlib.colormaps["Dark2"](index % 8)
-    return red, green, blue
+    light = 0.5 ** (index // 8)
+    return light * red, light * green, light * blue
 
 
 def colours_of_values(labels: DatasetLabels) -> dict[int, Colour]:
