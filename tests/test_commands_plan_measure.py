@@ -9,7 +9,13 @@ import torch
 
 from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.planning import measured_step
-from nnunetv2_dinomed3d.planning.measured_step import Measured, choose_measured, measure_step, training_hours
+from nnunetv2_dinomed3d.planning.measured_step import (
+    Measured,
+    choose_measured,
+    measure_step,
+    steps_of,
+    training_hours,
+)
 from nnunetv2_dinomed3d.planning.step_memory import MemoryUse, Step
 from nnunetv2_dinomed3d.planning.training_memory import PLANS_NAME, TrainingMemory
 from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
@@ -71,7 +77,7 @@ def test_hours_are_those_of_all_steps(memory: TrainingMemory) -> None:
     memory.trainer = nnUNetTrainerQuick  # 2 epochs of 2 steps in each stage
     choice = memory.choose(BUDGET)
     measured = {"stage 1": Measured(None, 900.0), "stage 2": Measured(None, 1800.0)}
-    assert training_hours(memory, choice, measured) == pytest.approx(3.0)
+    assert training_hours(steps_of(memory, choice), measured) == pytest.approx(3.0)
 
 
 def test_a_step_that_is_run_trains() -> None:

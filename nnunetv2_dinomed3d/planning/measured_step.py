@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunetv2_dinomed3d.planning.step_memory import Step, step_loss
-from nnunetv2_dinomed3d.planning.training_cost import number_of_steps
 from nnunetv2_dinomed3d.planning.training_memory import GB, PatchAndBatch, TrainingMemory, training_steps
 
 WARM_UP = 2
@@ -128,10 +127,15 @@ def choose_measured(
         estimated = min(int(needed * budget / taken), needed - 1)
 
 
-def training_hours(memory: TrainingMemory, choice: PatchAndBatch, measured: Mapping[str, Measured]) -> float:
-    """Hours of all steps of a training on this GPU: no validation, no waiting for data."""
-    steps = steps_of(memory, choice)
-    return sum(number_of_steps(memory.trainer, step) * measured[step.name].seconds for step in steps) / 3600
+def training_hours(steps: Sequence[Step], measured: Mapping[str, Measured]) -> float | None:
+    """Hours of all steps of a training on this GPU, without validation or waiting for data; None if nobody counts them.
+
+    Args:
+        steps: of the training.
+        measured: by name of the step.
+    """
+    seconds = [step.count * measured[step.name].seconds for step in steps if step.count is not None]
+    return sum(seconds) / 3600 if len(seconds) == len(steps) else None
 
 
 def sentences(name: str, memory: TrainingMemory, choice: PatchAndBatch, measured: Mapping[str, Measured]) -> list[str]:
@@ -148,11 +152,13 @@ def sentences(name: str, memory: TrainingMemory, choice: PatchAndBatch, measured
         estimate = choice.memory[step].total / GB
         taken = "" if result.nbytes is None else f"{result.nbytes / GB:.2f} GB in use ({estimate:.2f} estimated), "
         lines.append(f"Measured, {name}, {step}: {taken}{result.seconds:.3f} s a step.")
-    if getattr(memory.trainer, "epochs_are_passes", False):
-        lines.append(f"{name}: an epoch is a pass over the data, whose cases are not counted here: no hours are told.")
-        return lines
-    hours = training_hours(memory, choice, measured)
-    lines.append(f"{name}: the steps of a training take {hours:.1f} hours here, without validation.")
+    hours = training_hours(steps_of(memory, choice), measured)
+    if hours is None:
+        lines.append(
+            f"{name}: {memory.trainer.__name__} does not say how many steps a training has: no hours are told."
+        )
+    else:
+        lines.append(f"{name}: the steps of a training take {hours:.1f} hours here, without validation.")
     return lines
 
 

@@ -37,6 +37,7 @@ class Step:
         batch_shape: ``(b, C, *size)`` of the network's input.
         optimizer: makes the step's optimiser of the parameters that are trained.
         mixed_precision: whether the step computes in 16 bits on CUDA.
+        count: steps of this kind in a training; None if the trainer does not say, or the data decide.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Step:
     batch_shape: tuple[int, ...]
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = torch.optim.AdamW
     mixed_precision: bool = True
+    count: int | None = None
 
 
 @dataclass(frozen=True)

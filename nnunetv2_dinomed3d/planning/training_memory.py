@@ -1,6 +1,7 @@
 """Memory that a trainer takes of a GPU on nnU-Net's plans, and the patch and batch that suit the GPU."""
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ GB = 10**9
 
 PLANS_NAME = "nnUNetDINOMed3DPlans"
 """Name of the plans for all trainers of DINO-Med3D."""
+
+STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250
+"""nnU-Net's default."""
 
 MAX_DATASET_COVERED = 0.05
 """Share of the data set's voxels that a batch has at most; nnU-Net's."""
@@ -63,7 +67,14 @@ def training_steps(
         True,
     )
     shape = (configuration.batch_size, in_channels, *configuration.patch_size)
-    return [Step("training", build, shape, partial(torch.optim.SGD, momentum=0.99, nesterov=True))]
+    optimizer = partial(torch.optim.SGD, momentum=0.99, nesterov=True)
+    return [Step("training", build, shape, optimizer, count=_stock_steps(trainer))]
+
+
+def _stock_steps(trainer: type) -> int | None:
+    """Steps of a training with one of nnU-Net's own trainers, whose names say the length; None for others."""
+    named = re.fullmatch(r"nnUNetTrainer(?:_(\d+)epochs?)?", trainer.__name__)
+    return STOCK_ITERATIONS * int(named[1] or STOCK_EPOCHS) if named else None
 
 
 class TrainingMemory:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,8 +47,13 @@ class AnySizeNetwork(nn.Module):
         self.min_cells = min_cells
         self.mixed_precision = True
         self.weights_loaded = False
-        self.register_load_state_dict_post_hook(_note_loaded)
         self.deep_supervision = False
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """PyTorch's; noted in ``weights_loaded``."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.weights_loaded = True
+        return result
 
     def logits(self, x: Tensor) -> list[Tensor]:
         """Logits of a padded input, the finest first; only the finest unless ``deep_supervision`` is on."""
@@ -67,10 +73,6 @@ class AnySizeNetwork(nn.Module):
             outputs = self.logits(F.pad(x, missing) if any(missing) else x)
         outputs = [_cropped(output, size, whole) for output in outputs]
         return outputs if self.deep_supervision else outputs[0]
-
-
-def _note_loaded(network: nn.Module, _: object) -> None:
-    network.weights_loaded = True  # type: ignore[assignment]
 
 
 def _cropped(output: Tensor, size: Sequence[int], whole: Sequence[int]) -> Tensor:

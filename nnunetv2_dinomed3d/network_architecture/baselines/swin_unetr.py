@@ -114,21 +114,3 @@ class SwinUNETR(AnySizeNetwork):
     def logits(self, x: Tensor) -> list[Tensor]:
         """The prediction; there is no deep supervision."""
         return [self.network(x)]
-
-
-class VoCo(SwinUNETR):
-    """VoCo's downstream network: SwinUNETR v2 (v1 in the paper's own table) with the patch merging of old MONAI."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        patch_size: Sequence[int],
-        *,
-        feature_size: int = 48,
-        use_v2: bool = True,
-        merging: Merging = "legacy",
-    ) -> None:
-        super().__init__(
-            in_channels, num_classes, patch_size, feature_size=feature_size, use_v2=use_v2, merging=merging
-        )

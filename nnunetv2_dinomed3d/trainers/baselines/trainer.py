@@ -89,7 +89,8 @@ class BaselineTrainer(HarnessTrainer):
         """The one step of the training, for the estimate of memory."""
         build = partial(cls.build_network_architecture, plans, configuration, in_channels, num_classes)
         shape = (configuration.batch_size, in_channels, *configuration.patch_size)
-        return [Step("training", build, shape, cls.recipe.make_optimizer, cls.mixed_precision)]
+        steps = cls.epochs * cls.iterations_per_epoch
+        return [Step("training", build, shape, cls.recipe.make_optimizer, cls.mixed_precision, steps)]
 
     @classmethod
     def patch_divisor(

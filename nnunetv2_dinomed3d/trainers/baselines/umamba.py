@@ -26,7 +26,9 @@ class nnUNetTrainerBaseline_UMambaEnc(BaselineTrainer):
             "features": plan["features_per_stage"],
             "kernel_sizes": plan["kernel_sizes"],
             "strides": plan["strides"],
-            "num_blocks": plan.get("n_conv_per_stage", plan.get("n_blocks_per_stage")),  # of ResEncUNet plans
+            "num_blocks": plan[
+                "n_blocks_per_stage" if "n_blocks_per_stage" in plan else "n_conv_per_stage"
+            ],  # ResEncUNet plans
             "num_decoder_blocks": plan["n_conv_per_stage_decoder"],
         }
 

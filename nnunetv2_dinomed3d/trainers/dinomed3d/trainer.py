@@ -126,8 +126,15 @@ class nnUNetTrainerDINOMed3D(StagedTrainer):
             1: (cls.slab_batch_size, in_channels, cls.slab_depth, *in_plane),
             2: (configuration.batch_size, in_channels, depth, *in_plane),
         }
+        epochs = {1: cls.stage1_epochs, 2: cls.stage2_epochs}
         return [
-            Step(f"stage {stage}", partial(build, stage), shapes[stage], mixed_precision=cls.mixed_precision)
+            Step(
+                f"stage {stage}",
+                partial(build, stage),
+                shapes[stage],
+                mixed_precision=cls.mixed_precision,
+                count=epochs[stage] * cls.iterations_per_epoch,
+            )
             for stage in cls.stages
         ]
 

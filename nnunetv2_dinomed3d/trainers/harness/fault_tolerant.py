@@ -303,7 +303,7 @@ class FaultTolerantTrainer(nnUNetTrainer):
         self._check_gradients()
         self._step_was_skipped = False
         scale = self.grad_scaler.get_scale() if self.grad_scaler is not None else 0.0
-        buffers = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in self.network.buffers() if buffer.is_floating_point()]
         output = super().train_step(batch)
         if self.grad_scaler is not None and self.grad_scaler.get_scale() < scale:
             self._step_was_skipped = True  # by the scaler

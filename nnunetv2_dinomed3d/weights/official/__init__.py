@@ -10,7 +10,6 @@ from nnunetv2_dinomed3d.network_architecture.state_dict import misfit, shapes_of
 RENAMED_IN = {
     "NNFormer": "nnformer",
     "SwinUNETR": "swin_unetr",
-    "VoCo": "swin_unetr",
     "UMamba": "umamba",
     "DinoUNet": "dino_unet",
 }

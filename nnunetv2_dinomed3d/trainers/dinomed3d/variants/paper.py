@@ -3,6 +3,7 @@
 import shlex
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -29,12 +30,10 @@ class nnUNetTrainerDINOMed3D_paper(nnUNetTrainerDINOMed3D_released):
     Attributes:
         fixed_patch: ``(D, H, W)`` of stage 2's clips, and of the slices of both stages. The plans have to have it, as
             nnU-Net predicts on theirs. A smaller case is filled up with zeros, as nnU-Net does.
-        epochs_are_passes: says to planning that the number of steps follows from the data.
         own_plans_name: of the plans that ``dinomed3d plan`` makes for it.
     """
 
     fixed_patch: tuple[int, int, int] = (16, 512, 512)
-    epochs_are_passes = True
     own_plans_name = "nnUNetDINOMed3DPlans_paper"
 
     def __init__(
@@ -64,8 +63,9 @@ class nnUNetTrainerDINOMed3D_paper(nnUNetTrainerDINOMed3D_released):
     def training_steps(
         cls, plans: PlansManager, configuration: ConfigurationManager, in_channels: int, num_classes: int
     ) -> list[Step]:
-        """The steps of both stages; stage 2's has one clip."""
-        return super().training_steps(plans, _with_batch(configuration, 1), in_channels, num_classes)
+        """The steps of both stages; stage 2's has one clip. The data decide how many there are."""
+        steps = super().training_steps(plans, _with_batch(configuration, 1), in_channels, num_classes)
+        return [replace(step, count=None) for step in steps]
 
     def configuration_of_stage(self) -> ConfigurationManager:
         """Stage 1's batches are slabs, stage 2's one clip for each rank, whatever batch the plans have."""
