@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_dinomed3d.datasets import conversion
+from nnunetv2_dinomed3d.evaluation import parallel
 from tests.command_line import assert_one_line
 from tests.made_up_downloads import acdc, aisd, brats, dataset, msd, nnunet_folders
 
@@ -28,7 +28,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quick(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same; cases are converted in a thread, where starting processes would take longest."""
-    monkeypatch.setattr(conversion, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     return folders
 
 

@@ -13,7 +13,7 @@ from nnunetv2_dinomed3d.evaluation.paper_tables import DATASETS, METHODS, paper_
 from nnunetv2_dinomed3d.trainer_names import DINOMED3D, TABLES
 from tests.command_line import dinomed3d
 from tests.crossval_jobs import FAKE, records, stand_in
-from tests.evaluation_results import NAME, fold_folder, reference_of, write_map, write_results
+from tests.evaluation_results import NAME, change_date, fold_folder, reference_of, write_map, write_results
 
 K1, K5 = f"{DINOMED3D}_K1", f"{DINOMED3D}_K5"
 
@@ -88,6 +88,15 @@ def test_the_report_has_figures_of_files_alone(root: Path, capsys: pytest.Captur
     assert found[DINOMED3D]["missing"] == "not trained"
     assert f"{DINOMED3D} on {NAME}: not trained" in text
     assert (root / "reproduce_table2" / "report.html").is_file()
+
+
+def test_predictions_of_an_earlier_training_are_none(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_date(fold_folder(root, K1, 0) / "predictions_imagesTs" / "test_0.nii.gz", -60)
+    run("table2", "-d", "777", "--report")
+    assert cells(root / "reproduce_table2")[K1]["missing"] == "1 of 2 test cases not predicted"
+    capsys.readouterr()
+    run("table2", "-d", "777")
+    assert any("nnUNetv2_predict " in line and K1 in line for line in printed(capsys))
 
 
 def test_without_test_cases_the_validation_is_measured(root: Path) -> None:

@@ -188,6 +188,12 @@ def test_without_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "as asked for" in start_swin_unetr(network(), "VoCo_B", required=True)[1]
 
 
+def test_a_file_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "/nowhere.pt")
+    with pytest.raises(ValueError, match=r"which does not exist. .*to the word random for no pretrained weights\.$"):
+        start_swin_unetr(network(), "VoCo_B", required=True)
+
+
 def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, "dinov3.pth", {"cls_token": torch.ones(1)}, monkeypatch)
     with pytest.raises(ValueError, match=r"dinov3.pth holds no weights of a SwinUNETR"):

@@ -1,18 +1,12 @@
 """Converting a download to nnU-Net's raw format: in several processes, again and again until it is whole."""
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import SimpleITK as sitk
-from tqdm import tqdm
 
 from nnunetv2_dinomed3d import __version__
 from nnunetv2_dinomed3d.dataset_json import read_json
@@ -23,10 +17,9 @@ from nnunetv2_dinomed3d.datasets.download import Case, Download, complete, files
 from nnunetv2_dinomed3d.datasets.recipe import Recipe
 from nnunetv2_dinomed3d.datasets.split import eight_one_one, nnunet_acdc_folds, one_fold
 from nnunetv2_dinomed3d.datasets.target import MANIFEST, Target, require_no_other_split, write_json
-from nnunetv2_dinomed3d.evaluation.measure import process_count
+from nnunetv2_dinomed3d.evaluation.parallel import in_processes, process_count
 from nnunetv2_dinomed3d.folder_lock import FolderInUseError, lock_folder
 from nnunetv2_dinomed3d.nnunet_files import Splits
-from nnunetv2_dinomed3d.processes import STOP_SIGNALS, children_end_with_us, end_with_parent
 from nnunetv2_dinomed3d.text import join_first
 
 
@@ -164,9 +157,11 @@ def _require_each_once(cases: Sequence[Case]) -> None:
         raise ValueError(f"{join_first(twice)} is there as training and as test case: download it again")
 
 
-def _start_process() -> None:
-    end_with_parent(ignore=STOP_SIGNALS)  # a signal to the whole group reaches us too, but our parent ends us
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+def _record_or_error(job: Job) -> dict[str, Any] | ValueError:
+    try:
+        return convert_case(job)
+    except ValueError as error:
+        return error
 
 
 def run(jobs: list[Job]) -> dict[str, dict[str, Any]]:
@@ -178,34 +173,15 @@ def run(jobs: list[Job]) -> dict[str, dict[str, Any]]:
         ValueError: cases cannot be converted, or a process was killed.
         OSError: nothing can be written.
     """
-    records, failed = {}, {}
-    processes = min(process_count(), len(jobs))
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
-    before = set(multiprocessing.active_children())
-    with children_end_with_us(), ProcessPoolExecutor(processes, context, initializer=_start_process) as pool:
-        try:
-            futures = {pool.submit(convert_case, job): job.case.name for job in jobs}
-            for future in tqdm(as_completed(futures), total=len(jobs), desc="converted", unit="case", disable=None):
-                try:
-                    records[futures[future]] = future.result()
-                except ValueError as error:
-                    failed[futures[future]] = error
-        except BrokenProcessPool as error:
-            raise ValueError(
-                f"One of {processes} processes was killed, probably for lack of memory: export nnUNet_def_n_proc=1"
-            ) from error
-        except BaseException:  # a full disk or a signal: what is being converted is not waited for
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - before:
-                process.kill()
-            raise
+    found = in_processes(_record_or_error, {job.case.name: job for job in jobs}, process_count(), "converted")
+    failed = {name: result for name, result in found.items() if isinstance(result, ValueError)}
     if failed:
         which = join_first((f"{name}: {error}" for name, error in failed.items()), 3)
         raise ValueError(
             f"{len(failed)} of {len(jobs)} cases cannot be converted: {which}. The others are done; run this again "
             "after the download is repaired, or leave cases out with --leave-out"
         )
-    return {job.case.name: records[job.case.name] for job in jobs}
+    return {name: result for name, result in found.items() if not isinstance(result, ValueError)}
 
 
 def _manifest(wish: Wish, download: Download, recipe: Recipe, records: dict[str, dict[str, Any]]) -> dict[str, Any]:

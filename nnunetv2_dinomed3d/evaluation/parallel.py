@@ -34,13 +34,16 @@ def _start_process() -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def in_processes(work: Callable[[Job], Found], jobs: Mapping[str, Job], processes: int) -> dict[str, Found]:
+def in_processes(
+    work: Callable[[Job], Found], jobs: Mapping[str, Job], processes: int, doing: str = "measured"
+) -> dict[str, Found]:
     """What `work` finds for every job, by the job's case and in the order of the jobs.
 
     Args:
         work: a function of a module, which another process can import.
         jobs: at least one, by case.
         processes: at most so many.
+        doing: the progress bar's word.
 
     Raises:
         ValueError: `work` raised it, or a process was killed.
@@ -52,13 +55,13 @@ def in_processes(work: Callable[[Job], Found], jobs: Mapping[str, Job], processe
     with children_end_with_us(), ProcessPoolExecutor(processes, context, initializer=_start_process) as pool:
         try:
             futures = {pool.submit(work, job): case for case, job in jobs.items()}
-            for future in tqdm(as_completed(futures), total=len(jobs), desc="measured", unit="case", disable=None):
+            for future in tqdm(as_completed(futures), total=len(jobs), desc=doing, unit="case", disable=None):
                 results[futures[future]] = future.result()
         except BrokenProcessPool as error:
             raise ValueError(
                 f"One of {processes} processes was killed, probably for lack of memory: export nnUNet_def_n_proc=1"
             ) from error
-        except BaseException:  # a bad file or a signal: what is being measured is not waited for
+        except BaseException:  # a bad file or a signal: work that has begun is not waited for
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - before:
                 process.kill()

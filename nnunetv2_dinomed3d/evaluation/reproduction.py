@@ -19,6 +19,9 @@ from nnunetv2_dinomed3d.training_log import read_logs
 FOLD = "0"
 """The paper's split is fold 0, and a tenth of the patients in imagesTs."""
 
+DATE_TOLERANCE = 2.0
+"""Seconds by which a copy may change a file's date."""
+
 TEST_FOLDER = "predictions_imagesTs"
 """Folder of a fold with the predictions of the test cases."""
 
@@ -73,10 +76,25 @@ class PredictionJob(FoldJob):
         """Not known: a prediction has no log."""
 
     def _is_done(self) -> bool:
-        images, out = Path(self.words[2]), Path(self.words[4])
+        images = Path(self.words[2])
         ending = read_dataset_labels(find_dataset_json(self.model.parent.name)).ending
-        cases = {name.rpartition("_")[0] for name in files_of(images, ending)} if images.is_dir() else set()
-        return out.is_dir() and cases <= set(files_of(out, ending))
+        cases = {name.rpartition("_")[0] for name in files_of(images, ending)}
+        return cases <= set(predictions_of(self.model, ending))
+
+
+def predictions_of(model: Path, ending: str) -> dict[str, Path]:
+    """The test cases' predictions by the training that is there: older ones are another training's, and left out.
+
+    Args:
+        model: the training's folder.
+        ending: of the label maps.
+    """
+    fold = model / f"fold_{FOLD}"
+    folder, final = fold / TEST_FOLDER, fold / "checkpoint_final.pth"
+    if not folder.is_dir() or not final.is_file():
+        return {}
+    trained = final.stat().st_mtime - DATE_TOLERANCE
+    return {case: path for case, path in files_of(folder, ending).items() if path.stat().st_mtime >= trained}
 
 
 def jobs_of(
@@ -199,8 +217,7 @@ def _cell(table: str, column: Column, training: Training, processes: int) -> Cel
         predictions = files_of(model / f"fold_{FOLD}" / "validation", labels.ending)
         references, part = files_of(reference_folder(column.dataset), labels.ending), "validation"
     else:
-        folder = model / f"fold_{FOLD}" / TEST_FOLDER
-        predictions = files_of(folder, labels.ending) if folder.is_dir() else {}
+        predictions = predictions_of(model, labels.ending)
         references, part = files_of(column.test_images.with_name("labelsTs"), labels.ending), "test"
         if missing := len(references.keys() - predictions.keys()):
             return Cell(None, figure, f"{missing} of {len(references)} test cases not predicted")

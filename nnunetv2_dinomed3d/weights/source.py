@@ -127,12 +127,17 @@ def _variable() -> str:
     return os.environ.get(WEIGHTS_VARIABLE, "").strip()
 
 
-def existing_weights(value: str, kinds: str = f"DINOv3 weights ({GOOD_FILES})") -> Path:
+def existing_weights(
+    value: str,
+    kinds: str = f"DINOv3 weights ({GOOD_FILES})",
+    unset: str = ", or unset it for those of the Hugging Face Hub",
+) -> Path:
     """The file or folder that ``DINOMED3D_WEIGHTS`` names.
 
     Args:
         value: of the variable.
         kinds: files that are wanted, for the error message.
+        unset: what unsetting it would do, likewise.
 
     Raises:
         ValueError: there is no such file, or the folder holds none.
@@ -141,7 +146,7 @@ def existing_weights(value: str, kinds: str = f"DINOv3 weights ({GOOD_FILES})") 
     if not os.path.exists(path):
         raise ValueError(
             f"{WEIGHTS_VARIABLE} is {value!r}, which does not exist. Set it to the path of {kinds}, to the word "
-            f"{RANDOM} for no pretrained weights, or unset it for those of the Hugging Face Hub."
+            f"{RANDOM} for no pretrained weights{unset}."
         )
     if not path.is_dir() or not files_in(path):
         try:

@@ -80,7 +80,7 @@ def start_swin_unetr(network: SwinUNETR, name: str, required: bool) -> tuple[str
     value = os.environ.get(WEIGHTS_VARIABLE, "").strip()
     if value == RANDOM:
         return "random weights", f"{WEIGHTS_VARIABLE}={RANDOM}: {name} starts from random weights, as asked for."
-    path = existing_weights(value, FILES) if value else None
+    path = existing_weights(value, FILES, unset="") if value else None
     files = [] if path is None else files_in(path)
     found = {file: state for file in files if (state := swin_state(read_content(file, FIX))) is not None}
     if not found and path is not None and not path.is_dir():
