@@ -51,10 +51,16 @@ SAME_STAGE1 = (STAGE1_ALONE, "_noDetail")
 
 
 def expanded(names: Sequence[str]) -> list[str]:
-    """The names, with those of a table's rows in the place of its name; a row that is there already is left out."""
+    """The names, with those of a table's rows in the place of its name; a row that is there already is left out.
+
+    Raises:
+        ValueError: the paper has no such table.
+    """
     found: list[str] = []
     for name in names:
-        rows = TABLES.get(name)
+        rows = TABLES.get(name.upper())
+        if rows is None and name.upper().startswith("TABLE"):
+            raise ValueError(f"-tr {name}: there is no such table; there are {', '.join(TABLES)}.")
         found += [name] if rows is None else [row for row in rows if row not in found]
     return found
 

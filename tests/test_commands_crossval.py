@@ -254,6 +254,7 @@ def test_a_configuration_for_each_trainer(root: Path, capsys: pytest.CaptureFixt
     [
         (["777", "-tr", "A", "B", "C", "-c", "2d", "3d_fullres"], "-c names 2 configurations for 3 trainers"),
         (["777", "2d", "-tr", "A", "-c", "3d_fullres"], "The configuration is 2d and, by -c, 3d_fullres"),
+        (["777", "-tr", "TABLE4"], "there is no such table; there are TABLE1, TABLE2, TABLE3"),
     ],
 )
 def test_configurations_that_do_not_go_together(root: Path, words: list[str], message: str) -> None:
