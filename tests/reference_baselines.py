@@ -74,3 +74,8 @@ def difference(found: Tensor, expected: Tensor) -> float:
     """The largest absolute difference of two tensors of one shape."""
     assert found.shape == expected.shape, (tuple(found.shape), tuple(expected.shape))
     return float((found.double() - expected.double()).abs().max())
+
+
+def parameters(network: nn.Module) -> int:
+    """The number of a network's parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -12,17 +12,13 @@ from nnunetv2_dinomed3d.network_architecture.baselines import build_baseline
 from nnunetv2_dinomed3d.network_architecture.baselines.window_attention import Windows, relative_positions
 from nnunetv2_dinomed3d.weights.official import load_official
 from nnunetv2_dinomed3d.weights.official.nnformer import renamed
-from tests.reference_baselines import difference, needs_reference, official_state, outputs, outputs_of
+from tests.reference_baselines import difference, needs_reference, official_state, outputs, outputs_of, parameters
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "num_heads": (2, 4, 8, 16), "window_sizes": (4, 8, 4, 4)}
 """The configuration of the reference values, at their patch size."""
 PATCH = (32, 96, 64)
 TINY: dict[str, Any] = {"embed_dim": 8, "num_heads": (1, 2, 2, 4), "window_sizes": (4, 4, 4, 4)}
 TINY_PATCH = (32, 64, 64)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def places(network: Any) -> dict[str, nn.Module]:

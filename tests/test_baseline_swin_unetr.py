@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nnunetv2_dinomed3d.network_architecture.baselines import build_baseline
 from nnunetv2_dinomed3d.network_architecture.baselines.any_size import AnySizeNetwork
 from nnunetv2_dinomed3d.weights.official import load_official
-from tests.reference_baselines import difference, needs_reference, official_state, outputs, outputs_of
+from tests.reference_baselines import difference, needs_reference, official_state, outputs, outputs_of, parameters
 
 TOLERANCE = 1e-4
 
@@ -65,7 +65,7 @@ def test_the_official_network_is_met(folder):
 def test_parameters(name, channels, classes, changes, total):
     with torch.device("meta"):
         network = build_baseline(name, channels, classes, (64, 64, 64), **changes)
-    assert sum(parameter.numel() for parameter in network.parameters()) == total
+    assert parameters(network) == total
 
 
 def test_any_size_and_number_of_channels():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnunetv2_dinomed3d.network_architecture.baselines import build_baseline
 from nnunetv2_dinomed3d.weights.official import load_official
 from nnunetv2_dinomed3d.weights.official.umamba import renamed
-from tests.reference_baselines import difference, needs_reference, official_state, outputs, outputs_of
+from tests.reference_baselines import difference, needs_reference, official_state, outputs, outputs_of, parameters
 
 BOTH = ["UMambaBot", "UMambaEnc"]
 FOLDERS = {"UMambaBot": "umamba_bot", "UMambaEnc": "umamba_enc"}
@@ -28,10 +28,6 @@ def small() -> dict[str, Any]:
         "num_blocks": [2, 2, 2, 2],
         "num_decoder_blocks": [2, 2, 2],
     }
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def places(network: Any) -> dict[str, nn.Module]:

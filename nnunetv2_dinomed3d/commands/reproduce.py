@@ -125,7 +125,7 @@ def estimate(jobs: Sequence[FoldJob]) -> list[str]:
         lines.append(f"{job.name} of {dataset}: {cost.hours:.1f} GPU hours, {cost.disk / 1e9:.1f} GB")
     hours, disk = sum(cost.hours for cost in costs), sum(cost.disk for cost in costs)
     return [
-        f"{len(jobs)} trainings take about {hours:.0f} GPU hours and leave {disk / 1e9:.0f} GB of checkpoints: an "
+        f"{len(jobs)} trainings take about {hours:.1f} GPU hours and leave {disk / 1e9:.0f} GB of checkpoints: an "
         f"estimate from the networks' operations at {SUSTAINED_TFLOPS:.0f} TFLOP/s, without validation and prediction",
         *lines,
     ]
