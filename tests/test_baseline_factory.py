@@ -38,6 +38,7 @@ except MissingPackageError as error:
     assert issubclass(MissingPackageError, ImportError)
 
 
+@pytest.mark.end_to_end
 def test_without_the_extra_all_else_is_as_before() -> None:
     program = f"""{WITHOUT_MONAI}
 from nnunetv2_dinomed3d.trainers.registry import trainer_class

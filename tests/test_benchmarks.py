@@ -27,6 +27,8 @@ from benchmarks.tables import (
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
 
+pytestmark = pytest.mark.own
+
 PATCH = (4, 64, 64)
 SCALE = 1
 
@@ -181,6 +183,7 @@ def test_targets_are_judged_by_what_was_measured() -> None:
     assert target_grid({2: untimed}).rows[1][2:] == ["", "not measured"]
 
 
+@pytest.mark.end_to_end
 def test_stage_1_in_full_and_with_lora() -> None:
     """LoRA trains less, in fewer operations; nothing is timed without rounds."""
     grid = stage1_grid(["nano"], ["nano"], Setting("nano", 1, 1, (16, 128, 128)), rounds=0)

@@ -23,6 +23,8 @@ from nnunetv2_dinomed3d.weights import load_reference_checkpoint
 from nnunetv2_dinomed3d.weights.stage1 import read_stage1_checkpoint
 from tests.test_weights_reference import VIT, parameters, released_shapes, value
 
+pytestmark = pytest.mark.own
+
 WIDTH, DEPTH, CLASSES = 96, 4, 2
 TRAINER = f"{BASE}_T_released"
 

@@ -15,6 +15,8 @@ from tests.command_line import dinomed3d
 from tests.crossval_jobs import FAKE, records, stand_in
 from tests.evaluation_results import NAME, change_date, fold_folder, reference_of, write_map, write_results
 
+pytestmark = pytest.mark.own
+
 K1, K5 = f"{DINOMED3D}_K1", f"{DINOMED3D}_K5"
 
 
@@ -168,6 +170,7 @@ def test_figures_of_the_paper() -> None:
         assert [figure and figure.dsc for figure in of_base] == [None, 59.50, 53.28, 90.44, None]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("preprocessed")
 def test_estimates_before_anything_starts(nnunet_environment: dict[str, str]) -> None:
     done = dinomed3d("reproduce", "table2", "-d", "901", **nnunet_environment)

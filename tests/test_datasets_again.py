@@ -17,6 +17,8 @@ from tests.command_line import assert_one_line
 from tests.made_up_downloads import acdc, dataset, nnunet_folders
 from tests.processes import wait_until
 
+pytestmark = pytest.mark.own
+
 DATASET = [sys.executable, "-m", "nnunetv2_dinomed3d", "dataset"]
 
 

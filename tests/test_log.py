@@ -13,7 +13,7 @@ import pytest
 import wandb
 from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 
 from nnunetv2_dinomed3d.trainers.dinomed3d.progress_plot import StagedLogger
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
@@ -181,14 +181,20 @@ def exit_codes(folder: Path) -> list[int]:
 
 def runs(output_folder: str) -> list[Path]:
     """Of all that began there, oldest first, once W&B's own process has written them down."""
-    folders = sorted(Path(output_folder, "wandb").glob("offline-run-*"))  # the date is in the name
+    folders = list(Path(output_folder, "wandb").glob("offline-run-*"))
     end = time.monotonic() + 120
     while not all(map(exit_codes, folders)):
         assert time.monotonic() < end, "a run is not finished"
         time.sleep(0.1)
-    return folders
+    return sorted(folders, key=lambda folder: begun(folder).start_time.ToNanoseconds())
 
 
+def begun(folder: Path) -> RunRecord:
+    """Its start; the folder's name has whole seconds only, and "-1" after it for a second run within one."""
+    return next(record.run for record in records(folder) if record.HasField("run"))
+
+
+@pytest.mark.end_to_end
 def test_a_training_has_one_run(make_trainer: MakeTrainer, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """With W&B itself: stopped, gone on with, validated again; then another training in the same folder."""
 
@@ -203,7 +209,7 @@ def test_a_training_has_one_run(make_trainer: MakeTrainer, offline: None, monkey
         trainer.run_training()
     assert wandb.run is None
     (stopped,) = runs(trainer.output_folder)
-    identifier = stopped.name.split("-")[-1]
+    identifier = begun(stopped).run_id
     assert list(history(stopped, "ema_fg_dice").values()) == pytest.approx(AVERAGES[:3])
     assert history(stopped, "mean_fg_dice") == history(stopped, "ema_fg_dice")
     assert exit_codes(stopped) == [75]
@@ -217,7 +223,7 @@ def test_a_training_has_one_run(make_trainer: MakeTrainer, offline: None, monkey
         resumed.perform_actual_validation()
         assert wandb.run is None
     _, gone_on, validated = runs(trainer.output_folder)
-    assert [path.name.split("-")[-1] for path in (gone_on, validated)] == [identifier] * 2
+    assert [begun(path).run_id for path in (gone_on, validated)] == [identifier] * 2
     assert history(gone_on, "ema_fg_dice") == {3: pytest.approx(STAGE2)}
     assert set(history(stopped, "lrs")) == {0, 1, 2}, "of the epoch that was broken off nothing, W&B would keep it"
     assert set(history(gone_on, "lrs")) == {3}
@@ -229,7 +235,7 @@ def test_a_training_has_one_run(make_trainer: MakeTrainer, offline: None, monkey
     anew = make_trainer(OfKnownDice)
     anew.run_training()
     anew.logger.end_run()
-    assert len({path.name.split("-")[-1] for path in Path(trainer.output_folder).rglob("offline-run-*")}) == 2
+    assert len({begun(path).run_id for path in Path(trainer.output_folder).rglob("offline-run-*")}) == 2
     assert stopped.name in {path.name for path in Path(trainer.output_folder).rglob("offline-run-*")}, (
         "nothing is deleted"
     )

@@ -25,6 +25,8 @@ from tests.look_models import CHECKPOINT, case_of, write_model
 from tests.networks import nano, with_trained_lora
 from tests.trainers.quick_trainers import nnUNetTrainerSeeded, nnUNetTrainerSeededLoRAStage1
 
+pytestmark = pytest.mark.own
+
 MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
 

@@ -129,6 +129,7 @@ def hostile_files(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.end_to_end
 def test_hostile_files(tmp_path: Path, run: Callable[..., str]) -> None:
     """Each command that reads them ends with one line and code 1, in little time and memory; nothing in them is run."""
     fold = tmp_path / "Dataset950_Hostile" / "nnUNetTrainerDINOMed3D__nnUNetPlans__3d_fullres" / "fold_0"

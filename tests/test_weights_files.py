@@ -24,6 +24,8 @@ from nnunetv2_dinomed3d.weights.files import (
     weight_files,
 )
 
+pytestmark = pytest.mark.own
+
 
 class Malicious:
     """Unpickled by the book, it makes a file."""

@@ -20,6 +20,8 @@ from nnunetv2_dinomed3d.weights import (
 )
 from tests.networks import network_of
 
+pytestmark = pytest.mark.own
+
 FILES = {1: "stage1_best.pth", 2: "stage2_best.pth"}
 VIT = {1: "backbone.model.", 2: "encoder.backbone.model.base_model.model."}
 E, DEPTH, RANK, CLASSES = 96, 4, 4, 3

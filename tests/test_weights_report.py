@@ -18,6 +18,8 @@ from nnunetv2_dinomed3d.network_architecture.variants import Variant
 from nnunetv2_dinomed3d.weights.report import describe_weights
 from tests.test_weights_reference import parameters, released_shapes
 
+pytestmark = pytest.mark.own
+
 REAL_VARIANTS = dict(VARIANTS)
 NANO = {"embed_dim": 96, "depth": 4, "num_heads": 3}
 VIT = "vit_small_patch16_dinov3"

@@ -38,6 +38,7 @@ def _train_on_two_ranks(rank: int, address: str) -> None:
     leave_process_group()
 
 
+@pytest.mark.end_to_end
 def test_ddp_keeps_the_ranks_equal_in_both_stages(tmp_path: Path) -> None:
     multiprocessing.spawn(_train_on_two_ranks, (f"file://{tmp_path / 'rendezvous'}",), nprocs=2)
 
@@ -60,6 +61,7 @@ def test_compiles_without_graph_breaks_to_equal_results(stage: Stage) -> None:
         torch.testing.assert_close(network.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("stage", [1, 2])
 def test_compiles_in_training_mode_under_autocast(stage: Stage) -> None:
     """Under the trainer's: the backward pass is traced in the caller's dtype, float16 would not go with bfloat16."""
