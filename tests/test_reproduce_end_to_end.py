@@ -10,12 +10,14 @@ import pytest
 
 from nnunetv2_dinomed3d.trainer_names import TABLES
 from tests.conftest import preprocess
-from tests.made_up_downloads import acdc, brats
+from tests.made_up_downloads import acdc, aisd, brats, msd
 from tests.tiny_baselines import short_trainings
 
 Run = Callable[..., str]
 
 PATIENTS = tuple(range(1, 11))
+LAYOUTS: dict[str, Callable[[Path], Path]] = {"aisd": aisd, "msd-pancreas": msd, "brats2020": brats, "acdc": acdc}
+TRAINER = "nnUNetTrainerQuickUnmirrored"
 
 
 def add_test_cases(raw: Path, names: list[str]) -> None:
@@ -60,13 +62,33 @@ def test_table_1_on_two_data_sets(run: Run, nnunet_environment: dict[str, str], 
 
 
 @pytest.mark.long
-def test_data_as_in_the_paper_trains(run: Run, nnunet_environment: dict[str, str], tmp_path: Path) -> None:
-    """512 x 512 pixels: plans, two iterations of the smallest network, and the split as nnU-Net reads it."""
-    run("dinomed3d", "dataset", "acdc", acdc(tmp_path / "a", PATIENTS, ()), "--as-paper", "--incomplete")
-    (raw,) = Path(nnunet_environment["nnUNet_raw"]).glob("Dataset50*ACDC*")
+@pytest.mark.parametrize("how", ["--as-paper", "--plain"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_up_to_the_comparison(
+    run: Run, nnunet_environment: dict[str, str], tmp_path: Path, name: str, how: str
+) -> None:
+    """Converted, planned, trained for two iterations an epoch, predicted and compared, by the paper's rules too."""
+    all_raw = Path(nnunet_environment["nnUNet_raw"])
+    before = set(all_raw.iterdir())
+    run("dinomed3d", "dataset", name, LAYOUTS[name](tmp_path / "download"), how, "--incomplete")
+    (raw,) = set(all_raw.iterdir()) - before
     number = raw.name.partition("_")[0].removeprefix("Dataset")
     preprocess(run, number, "3d_fullres")
-    assert len(list((raw / "imagesTs").iterdir())) == 2
-    run("nnUNetv2_train", number, "3d_fullres", "0", "-tr", "nnUNetTrainerQuick", "-device", "cpu")
-    results = Path(nnunet_environment["nnUNet_results"]) / raw.name
-    assert len(list(results.glob("*/fold_0/validation/*.nii.gz"))) == 2
+    fold = "0" if how == "--as-paper" else "all"
+    model = ("-tr", TRAINER, "-c", "3d_fullres", "-f", fold)
+    run("nnUNetv2_train", number, "3d_fullres", fold, "-tr", TRAINER, "-device", "cpu")
+    images = raw / ("imagesTs" if (raw / "imagesTs").is_dir() else "imagesTr")
+    predicted = tmp_path / "predicted"
+    run("nnUNetv2_predict", "-d", number, "-i", images, "-o", predicted, *model, "-device", "cpu", "--disable_tta")
+    assert len(list(predicted.glob("*.nii.gz"))) > 0
+    validated = list(Path(nnunet_environment["nnUNet_results"], raw.name).glob(f"*/fold_{fold}/validation/*.nii.gz"))
+    run("dinomed3d", "compare", number, *model, "--rules", "paper", "-o", tmp_path / "compared")
+    with (tmp_path / "compared" / "cases.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {
+            path.name.removesuffix(".nii.gz") for path in validated
+        }
+    report = (tmp_path / "compared" / "report.html").read_text()
+    assert "rules beside ours" in report
+    if how == "--as-paper":
+        test = ("--pred", f"{TRAINER}={predicted}", "--gt", raw / "labelsTs")
+        run("dinomed3d", "compare", number, *test, "--rules", "paper", "-o", tmp_path / "tested")

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import torch
 
+from nnunetv2_dinomed3d.trainers.dinomed3d.slabs import Augmentation
 from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.dinomed3d.variants.sizes import nnUNetTrainerDINOMed3D_nano
 
@@ -68,3 +69,13 @@ class nnUNetTrainerQuickBase(nnUNetTrainerDINOMed3D):
     iterations_per_epoch = 2
     val_iterations_per_epoch = 1
     slab_batch_size = 4
+
+
+class nnUNetTrainerQuickUnmirrored(nnUNetTrainerQuick):
+    """Predicts each window once, not once for each mirrored view of it."""
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Augmentation:
+        """nnU-Net's augmentation without flips."""
+        augmentation = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = None
+        return augmentation._replace(mirror_axes=None)
