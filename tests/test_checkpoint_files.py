@@ -105,6 +105,20 @@ def test_folders_that_cannot_be_synchronised(
     assert (tmp_path / "a").read_text() == "new"
 
 
+def test_replacing_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content reaches the disk before the name does: a power cut cannot leave an empty file under it."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(("sync", os.readlink(f"/proc/self/fd/{fd}"))) or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda a, b: calls.append(("rename", b)) or replace(a, b))
+    source, target = tmp_path / "a.partial", tmp_path / "a"
+    source.write_text("new")
+    target.write_text("old")
+    replace_durably(str(source), str(target))
+    assert target.read_text() == "new"
+    assert calls == [("sync", str(source)), ("rename", str(target)), ("sync", str(tmp_path))]
+
+
 def test_content_that_cannot_be_synchronised_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may not be on the disk."""
 

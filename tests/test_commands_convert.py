@@ -21,7 +21,7 @@ from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from nnunetv2_dinomed3d.trainers.registry import BASE, trainer_class
 from nnunetv2_dinomed3d.weights import load_reference_checkpoint
 from nnunetv2_dinomed3d.weights.stage1 import read_stage1_checkpoint
-from tests.test_weights_reference import VIT, parameters, released_shapes, value
+from tests.released_checkpoints import VIT, parameters, released_shapes, value
 
 pytestmark = pytest.mark.own
 

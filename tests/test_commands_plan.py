@@ -1,4 +1,4 @@
-"""``dinomed3d plan`` in a process; what it plans is tested in test_planning.py."""
+"""``dinomed3d plan`` in a process; what it plans is tested in test_planning_planner.py."""
 
 import json
 from pathlib import Path

@@ -18,7 +18,7 @@ from nnunetv2_dinomed3d.trainers.registry import trainer_class
 from tests.command_line import NANO
 from tests.conftest import DATASET
 from tests.look_models import CHECKPOINT, case_of, write_model
-from tests.test_weights_files import Malicious
+from tests.made_up_weights import Malicious
 
 pytestmark = pytest.mark.own
 

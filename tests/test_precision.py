@@ -1,12 +1,18 @@
 """Precision of the forward pass under nnU-Net's autocast."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from nnunetv2_dinomed3d.network_architecture.efficiency.precision import precision
+from nnunetv2_dinomed3d.network_architecture.state_dict import Stage
+from nnunetv2_dinomed3d.trainers.dinomed3d.trainer import nnUNetTrainerDINOMed3D
 from tests.networks import nano
+from tests.trainers.quick_trainers import nnUNetTrainerQuick
+
+MakeTrainer = Callable[..., nnUNetTrainerDINOMed3D]
 
 
 def test_autocast_float16_becomes_bfloat16_and_logits_stay_float32() -> None:
@@ -56,3 +62,30 @@ def test_without_mixed_precision_all_is_float32() -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
         network(x)
     assert {tensor.dtype for tensor in seen} == {torch.float32}
+
+
+@pytest.mark.own
+def test_float16_with_a_scaler_where_bfloat16_is_missing(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on older GPUs: nnU-Net's autocast and scaler around a ViT in float32."""
+    monkeypatch.setattr(
+        "nnunetv2_dinomed3d.network_architecture.efficiency.precision.has_bfloat16", lambda device_type: False
+    )
+    trainer = make_trainer(nnUNetTrainerQuick)
+    trainer.initialize()
+    scaler = torch.amp.GradScaler("cpu")
+    shapes: dict[Stage, tuple[int, ...]] = {1: (2, 1, 3, 32, 28), 2: (1, 1, 4, 32, 28)}
+    for stage, shape in shapes.items():
+        trainer.begin_stage(stage)
+        trainer.network.train()
+        trainer.optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            logits = trainer.network(torch.randn(shape))
+            loss = trainer.loss(logits, torch.zeros(shape[0], 1, *logits.shape[2:]))
+        scaler.scale(loss).backward()
+        scaler.unscale_(trainer.optimizer)
+        assert loss.isfinite()
+        assert all(p.grad.isfinite().all() for p in trainer.network.parameters() if p.grad is not None)
+        scaler.step(trainer.optimizer)
+        scaler.update()

@@ -14,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_dinomed3d.trainers.registry import trainer_class
 from tests.command_line import NANO
 from tests.look_models import write_model
-from tests.test_weights_files import Malicious, call, item, number, save_legacy, write_archive
+from tests.made_up_weights import Malicious, call, item, number, save_legacy, write_archive
 
 pytestmark = pytest.mark.own
 

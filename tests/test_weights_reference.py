@@ -1,8 +1,5 @@
 """Checkpoints of the released code, by its own numbers: same outputs, same parameter counts, or an error."""
 
-import json
-import zlib
-from functools import cache
 from math import prod
 from typing import Any
 
@@ -16,15 +13,22 @@ from nnunetv2_dinomed3d.weights import (
     describe_reference,
     load_reference_checkpoint,
     read_pretrained,
-    read_reference,
 )
-from tests.networks import network_of
+from tests.released_checkpoints import (
+    DEPTH,
+    PATCH,
+    VIT,
+    E,
+    drop,
+    edit,
+    move,
+    network,
+    parameters,
+    released_shapes,
+    states_of,
+)
 
 pytestmark = pytest.mark.own
-
-FILES = {1: "stage1_best.pth", 2: "stage2_best.pth"}
-VIT = {1: "backbone.model.", 2: "encoder.backbone.model.base_model.model."}
-E, DEPTH, RANK, CLASSES = 96, 4, 4, 3
 
 # of the released stage 2 model with 2 classes and LoRA of rank 16: width, depth, all parameters, trainable ones
 RELEASED = {
@@ -34,63 +38,14 @@ RELEASED = {
 }
 
 
-def value(name, shape):
-    """A weight by the rule of the reference's README."""
-    z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    if name.startswith("input."):
-        return z
-    if name.endswith(("mask_token", "qkv.bias", "qkv.base_layer.bias")):
-        return 0 * z
-    if name.endswith(".gamma"):
-        return 0.75 + 0.1 * z
-    if name.endswith(("cls_token", "storage_tokens")):
-        return 0.5 * z
-    if "lora_B" in name:
-        return 0.05 * z
-    if len(shape) == 1 and shape[0] == 1:
-        return 0.25 + 0.05 * z
-    if len(shape) == 1:
-        return 1 + 0.1 * z if name.endswith("weight") else 0.1 * z
-    return z / np.sqrt(prod(shape[1:]))
-
-
-def parameters(shared):
-    """By stage, the name and shape of every parameter of the two checkpoints."""
-    listed = json.loads((shared / "reference" / "parameters.json").read_text())
-    return {stage: {name: tuple(shape) for name, shape in listed[file]} for stage, file in FILES.items()}
-
-
-@cache
-def tensors(shared):
-    """By stage, the checkpoint's tensors; with the buffers that real files have besides."""
-    states = {}
-    for stage, shapes in parameters(shared).items():
-        state = {name: torch.from_numpy(np.asarray(value(name, shape))).float() for name, shape in shapes.items()}
-        layer = "qkv.base_layer" if stage == 2 else "qkv"
-        state[f"{VIT[stage]}rope_embed.periods"] = torch.full((8,), torch.nan)
-        state[f"{VIT[stage]}local_cls_norm.weight"] = torch.ones(E)
-        for i in range(DEPTH):
-            state[f"{VIT[stage]}blocks.{i}.attn.{layer}.bias_mask"] = torch.full((3 * E,), torch.nan)
-        states[stage] = state
-    return states
+@pytest.fixture
+def states(shared):
+    return states_of(shared)
 
 
 @pytest.fixture
-def states(shared):
-    """The dicts of `tensors`, which a test may change; the tensors themselves stay what they are."""
-    return {stage: dict(state) for stage, state in tensors(shared).items()}
-
-
-def network(**options):
-    torch.manual_seed(0)
-    settings = {
-        "vit_name": "vit_small_patch16_dinov3",
-        "vit_kwargs": {"embed_dim": E, "depth": DEPTH, "num_heads": 3, "init_values": 0.1},
-        "lora_rank": RANK,
-        "lora_alpha": 8,
-        "depth_alignment": "released",
-    }
-    return network_of(**{"in_channels": 1, "num_classes": CLASSES, **settings, **options}).eval()
+def outputs(shared):
+    return np.load(shared / "reference" / "outputs.npz")
 
 
 def assert_near(ours, theirs):
@@ -103,11 +58,6 @@ def slab_logits(model, outputs):
     model.set_stage(1, single_slab_input=True)
     with torch.no_grad():
         return model(torch.from_numpy(outputs["input.stage1"])[:, None])[:, :, 0]
-
-
-@pytest.fixture
-def outputs(shared):
-    return np.load(shared / "reference" / "outputs.npz")
 
 
 # ---- numbers ----
@@ -192,28 +142,6 @@ def test_bfloat16_checkpoint(states):
 # ---- faults ----
 
 
-def edit(name, change):
-    """A fault: one tensor replaced by what ``change`` makes of it, or dropped if that is None."""
-
-    def apply(state):
-        tensor = change(state[name])
-        if tensor is None:
-            del state[name]
-        else:
-            state[name] = tensor
-
-    return apply
-
-
-def drop(name):
-    return edit(name, lambda tensor: None)
-
-
-def move(name, new):
-    return lambda state: state.__setitem__(new, state.pop(name))
-
-
-PATCH = f"{VIT[2]}patch_embed.proj."
 QKV = f"{VIT[2]}blocks.2.attn.qkv."
 
 
@@ -317,130 +245,7 @@ def test_network_of_another_kind(stage, options, reason, states):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-# ---- what a file is ----
-
-
-def test_description(states):
-    """The converter chooses variant, classes and K by it."""
-    assert describe_reference(states[1]) == ReferenceCheckpoint(1, CLASSES, 3, E, DEPTH, None)
-    assert describe_reference(states[2]) == ReferenceCheckpoint(2, CLASSES, 3, E, DEPTH, RANK)
-
-
-@pytest.mark.parametrize(
-    ("stage", "fault", "reason"),
-    [
-        (1, drop("head.weight"), "head.weight: expected 4 dimensions, found no such tensor"),
-        (
-            2,
-            drop(f"{PATCH}lora_A.default.weight"),
-            "lora_A.default.weight: expected 4 dimensions, found no such tensor",
-        ),
-        (
-            2,
-            edit("decoder_final.cls_seg.weight", torch.flatten),
-            r"cls_seg.weight: expected 5 dimensions, found \(96,\)",
-        ),
-        (2, lambda state: state.clear(), "no checkpoint of the released DINO-Med3D code"),
-    ],
-)
-def test_no_description(stage, fault, reason, states):
-    """Nothing is guessed of a checkpoint that does not tell."""
-    fault(states[stage])
-    with pytest.raises(ValueError, match=reason):
-        describe_reference(states[stage])
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-def test_reading_a_file(stage, states, tmp_path):
-    """The released code saves epoch, optimiser state and numpy's numbers beside the weights."""
-    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}]}
-    content = {
-        "epoch": np.int64(7),
-        "best_dice": np.float64(0.8),
-        "history": [np.float32(0.5)],
-        "optimizer_state_dict": optimizer,
-        "model_state_dict": states[stage],
-    }
-    path = tmp_path / FILES[stage]
-    torch.save(content, path)
-    state = read_reference(path)
-    assert state.keys() == states[stage].keys()
-    assert load_reference_checkpoint(network(), state) == stage
-    torch.save(states[stage], path)
-    assert read_reference(path).keys() == states[stage].keys()
-
-
-class Code:
-    def __reduce__(self):
-        return print, ("code in a checkpoint was run",)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (
-            {"model_state_dict": {"a.weight": torch.zeros(1)}},
-            r"no tensor's name starts with .*the first of 1 are a.we",
-        ),
-        ({"network_weights": {}, "init_args": {}}, "top-level keys are network_weights, init_args"),
-        ({"model_state_dict": [1]}, "a dict of tensors under the key model_state_dict"),
-        ({"model_state_dict": Code()}, "more than plain tensors.*never run"),
-        ([1], "holds a list"),
-    ],
-)
-def test_file_of_another_kind(content, reason, tmp_path, capfd):
-    """The user named the wrong file, or one that is not to be trusted."""
-    path = tmp_path / "stage2_best.pth"
-    torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"stage2_best.pth.*{reason}.*Name a checkpoint of the released"):
-        read_reference(path)
-    assert "was run" not in capfd.readouterr().out
-
-
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>"])
-def test_no_file_at_all(content, tmp_path):
-    """A failed download leaves such files."""
-    path = tmp_path / "stage2_best.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"stage2_best.pth is .*or download it again"):
-        read_reference(path)
-
-
-def test_truncated_file(states, tmp_path):
-    """A copy that broke off."""
-    path = tmp_path / "stage2_best.pth"
-    torch.save({"model_state_dict": states[2]}, path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"stage2_best.pth is damaged.*or download it again"):
-        read_reference(path)
-
-
 # ---- parameter totals ----
-
-
-def released_shapes(shapes, width, depth, rank, classes):
-    """Names and shapes of the released stage 2 model of another size, from those of the reference's small one."""
-    sizes = {E: width, 3 * E: 3 * width, 4 * E: 4 * width}
-    block = f"{VIT[2]}blocks.0."
-
-    def scaled(name, shape):
-        if name.startswith(VIT[2]):
-            lora = {"lora_A": 0, "lora_B": 1}
-            axis = next((lora[part] for part in lora if part in name), None)
-            return tuple(rank if i == axis else sizes.get(size, size) for i, size in enumerate(shape))
-        if name.startswith(("decoder.cls.", "decoder_final.cls_seg.")):
-            return (classes, *shape[1:])
-        if name.startswith("adapter_3d.") and shape[1:2] == (E,):
-            return (shape[0], width, *shape[2:])
-        return shape
-
-    listed = []
-    for name, shape in shapes.items():
-        if name.startswith(block):
-            listed += [[name.replace(block, f"{VIT[2]}blocks.{i}."), scaled(name, shape)] for i in range(depth)]
-        elif not name.startswith(f"{VIT[2]}blocks."):
-            listed.append([name, scaled(name, shape)])
-    return listed
 
 
 def trainable(name):

@@ -16,7 +16,7 @@ from torch import Tensor
 from nnunetv2_dinomed3d.network_architecture import VARIANTS, DINOMed3D, build_dinomed3d
 from nnunetv2_dinomed3d.network_architecture.variants import Variant
 from nnunetv2_dinomed3d.weights.report import describe_weights
-from tests.test_weights_reference import parameters, released_shapes
+from tests.released_checkpoints import parameters, released_shapes
 
 pytestmark = pytest.mark.own
 
