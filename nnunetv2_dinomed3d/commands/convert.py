@@ -2,6 +2,8 @@
 
 Stage 1 becomes a file from which stage 2 starts. Stage 2 becomes a file for ``-pretrained_weights`` or, with plans and
 ``dataset.json``, a model folder that nnU-Net predicts with. Variant, classes and K are read from the checkpoint.
+
+With ``--for``, a checkpoint of a training here becomes one for another data set, see `convert_for`.
 """
 
 import argparse
@@ -12,19 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_dinomed3d.dataset_json import read_dataset_json, read_json
+from nnunetv2_dinomed3d.commands.convert_for import NextTraining, convert_for
+from nnunetv2_dinomed3d.dataset_json import read_json
 from nnunetv2_dinomed3d.settings import STAGE1_VARIABLE
-from nnunetv2_dinomed3d.text import printable
 from nnunetv2_dinomed3d.written import written_whole
 
 if TYPE_CHECKING:
     from nnunetv2_dinomed3d.weights import ReferenceCheckpoint
 
-HELP = "Convert a checkpoint of the released DINO-Med3D code into one of this plugin."
+HELP = "Convert a checkpoint of the released DINO-Med3D code, or fit one of a training here to another data set."
 EXAMPLES = """
 dinomed3d convert stage1_best.pth -o stage1.pth
 dinomed3d convert stage2_best.pth -o MODEL --plans nnUNetPlans.json --dataset-json dataset.json
+dinomed3d convert checkpoint_final.pth --for 4 -tr nnUNetTrainerDINOMed3D_S_K5 -o start.pth
 """
+PLANS = "nnUNetPlans"
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,13 @@ class ConversionTarget:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint, the place to write to and what a model folder needs."""
-    parser.add_argument("checkpoint", type=Path, metavar="IN", help="stage1_best.pth or stage2_best.pth")
+    """Add the checkpoint, the place to write to, what a model folder needs, and the training that starts from it."""
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="IN",
+        help="stage1_best.pth or stage2_best.pth; with --for, a checkpoint of a training here or of stock nnU-Net",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file or model folder to write")
     parser.add_argument("--plans", type=Path, metavar="FILE", help="nnU-Net's plans: write a model folder")
     parser.add_argument("--dataset-json", type=Path, metavar="FILE", help="dataset.json: write a model folder")
@@ -55,6 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="configuration of the plans (default: %(default)s)",
     )
+    fit = parser.add_argument_group(
+        "another data set",
+        "nnU-Net's -pretrained_weights takes a checkpoint of the same network alone.\n"
+        "With --for, the network that -tr builds for DATASET is filled as far as IN goes,\n"
+        "for other numbers of channels, classes and slices in a slab (K) and another patch.\n"
+        "What is taken, spread, left random or not used is printed, and listed in OUT.",
+    )
+    fit.add_argument("--for", dest="dataset", metavar="DATASET", help="number or name of nnU-Net's data set")
+    fit.add_argument("-tr", metavar="TRAINER", help="trainer that will start from OUT")
+    fit.add_argument("-p", metavar="PLANS", help=f"plans of DATASET (default: {PLANS})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,15 +84,19 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ValueError: the checkpoint is none of the released code, is incomplete or does not fit the plans; or the place
-            to write to exists already.
+            to write to exists already. Or, with ``--for``, see `convert_for`.
     """
+    _check_options(args)
     if (args.plans is None) != (args.dataset_json is None):
         raise ValueError("A model folder needs both --plans and --dataset-json. Give both, or none to write a file.")
     source, out = args.checkpoint, args.out
     if os.path.lexists(out):
         raise ValueError(f"{out} exists and is not written over. Name another place with -o.")
     if not os.path.isfile(source):
-        raise ValueError(f"{source} is no file. Name a checkpoint of the released code.")
+        raise ValueError(f"{source} is no file. Name a checkpoint.")
+    if args.dataset is not None:
+        convert_for(source, out, NextTraining(args.dataset, args.configuration, args.p or PLANS, args.tr))
+        return 0
     target = ConversionTarget(args.plans, args.dataset_json, args.configuration) if args.plans else None
     with written_whole(out) as path:
         stage, trainer = _convert(source, out, path, target)
@@ -88,6 +111,21 @@ def run(args: argparse.Namespace) -> int:
         print(f"File: {out}")
         print(f"To go on from it: nnUNetv2_train ... -tr {trainer} -pretrained_weights {quoted}")
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if args.dataset is None:
+        alone = [option for option, value in (("-tr", args.tr), ("-p", args.p)) if value is not None]
+        if alone:
+            raise ValueError(f"{alone[0]} goes with --for DATASET alone: name the data set, or leave it out.")
+        return
+    if args.tr is None:
+        raise ValueError("--for needs the trainer that will start from OUT: name it with -tr.")
+    if args.plans is not None or args.dataset_json is not None:
+        raise ValueError("--for goes with neither --plans nor --dataset-json: it finds them by DATASET and -p.")
+    if args.p is not None and (Path(args.p).name != args.p or not args.p.isprintable()):
+        raise ValueError(f"-p {args.p!r} is no name of plans, such as {PLANS}")
 
 
 def _convert(source: Path, out: Path, path: Path, target: ConversionTarget | None) -> tuple[int, str]:
@@ -143,42 +181,30 @@ def _fitting_init_args(target: ConversionTarget, found: "ReferenceCheckpoint") -
     Raises:
         ValueError: the plans are malformed, or the checkpoint does not fit them.
     """
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     from nnunetv2_dinomed3d.network_architecture.token_grid import in_plane_scale
+    from nnunetv2_dinomed3d.planning.planned_network import PlannedInput
     from nnunetv2_dinomed3d.weights.conversion import PAPER_PATCH
-    from nnunetv2_dinomed3d.weights.files import shortened
 
-    read_dataset_json(target.dataset_json)
-    plans, dataset_json = read_json(target.plans), read_json(target.dataset_json)
-    configurations = plans.get("configurations") if isinstance(plans, dict) else None
-    if not isinstance(configurations, dict) or target.configuration not in configurations:
-        there = ", ".join(map(printable, configurations)) if isinstance(configurations, dict) else ""
-        raise ValueError(
-            f"{target.plans} has no configuration {target.configuration!r}; it has "
-            f"{there or 'none. Is it a file of plans'}."
-        )
-    try:
-        manager = PlansManager(plans)
-        configuration = manager.get_configuration(target.configuration)
-        patch_size = tuple(int(side) for side in configuration.patch_size)
-        channels = determine_num_input_channels(manager, configuration, dataset_json)
-        heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-    except Exception as error:  # nnU-Net does not check them
-        raise ValueError(f"{target.plans} is no plans file of nnU-Net ({shortened(error)}).") from error
+    planned = PlannedInput.read(target.plans, target.configuration, target.dataset_json)
+    patch_size = planned.patch_size
     if len(patch_size) != 3 or in_plane_scale(patch_size) != 1:
         raise ValueError(
             f"{target.configuration} of {target.plans} has the patch size {list(patch_size)}. The released code's "
             f"networks have in-plane scale 1, which needs a 3D patch with a side of 363 or more voxels; the paper's "
             f"patch is {list(PAPER_PATCH)}. Set patch_size in the plans to that of the training."
         )
+    channels, heads = planned.channels.total, planned.num_classes
     if (channels, heads) != (1, found.num_classes):
         raise ValueError(
             f"The checkpoint has 1 image channel and {found.num_classes} classes, {target.dataset_json} with these "
             f"plans {channels} and {heads}: it is of another data set."
         )
-    return {"plans": plans, "configuration": target.configuration, "fold": "all", "dataset_json": dataset_json}
+    return {
+        "plans": read_json(target.plans),
+        "configuration": target.configuration,
+        "fold": "all",
+        "dataset_json": read_json(target.dataset_json),
+    }
 
 
 def _write_model_folder(folder: Path, checkpoint: dict[str, Any], target: ConversionTarget) -> None:
