@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,12 @@ from tests.tiny_baselines import short_trainings
 Run = Callable[..., str]
 
 PATIENTS = tuple(range(1, 11))
-LAYOUTS: dict[str, Callable[[Path], Path]] = {"aisd": aisd, "msd-pancreas": msd, "brats2020": brats, "acdc": acdc}
+LAYOUTS: dict[str, Callable[[Path], Path]] = {
+    "aisd": partial(aisd, cases=("0091465", "0072723", "0226290", "0537908")),  # with all five labels
+    "msd-pancreas": msd,
+    "brats2020": brats,
+    "acdc": acdc,
+}
 TRAINER = "nnUNetTrainerQuickUnmirrored"
 
 
