@@ -28,7 +28,7 @@ FLOORS = [
     ["trainers.baselines", "trainers.dinomed3d"],
     ["trainers.registry"],
     ["evaluation"],
-    ["look", "demo", "datasets"],
+    ["look", "demo", "datasets", "exporting"],
     ["commands"],
     ["__main__", "nnunet_entry"],
 ]

@@ -28,6 +28,7 @@ COMMANDS = (
     "convert",
     "dataset",
     "plan",
+    "export",
     "compare",
     "crossval",
     "reproduce",
