@@ -120,7 +120,10 @@ def read_splits(file: Path) -> Splits:
         ValueError: the file does not exist or is malformed.
     """
     if not file.exists():
-        raise ValueError(f"{file} does not exist: without it, nobody knows which cases a fold was trained on")
+        raise ValueError(
+            f"{file} does not exist: without it, nobody knows which cases a fold was trained on. nnU-Net writes it when "
+            "a numbered fold begins to train."
+        )
     splits = read_json(file)
     if not isinstance(splits, list) or not all(map(_is_split, splits)):
         raise ValueError(f'{file} is no list of folds as nnU-Net writes it: [{{"train": [...], "val": [...]}}, ...]')

@@ -90,21 +90,29 @@ def test_each_layout_up_to_the_comparison(
     number = raw.name.partition("_")[0].removeprefix("Dataset")
     preprocess(run, number, "3d_fullres")
     take_small_patches(Path(nnunet_environment["nnUNet_preprocessed"], raw.name, "nnUNetPlans.json"))
-    fold = "0" if how == "--as-paper" else "all"
+    is_split = how == "--as-paper"
+    fold, part = ("0", "Ts") if is_split else ("all", "Tr")
     model = ("-tr", TRAINER, "-c", "3d_fullres", "-f", fold)
     run("nnUNetv2_train", number, "3d_fullres", fold, "-tr", TRAINER, "-device", "cpu")
-    images = raw / ("imagesTs" if (raw / "imagesTs").is_dir() else "imagesTr")
-    predicted = tmp_path / "predicted"
+    images, predicted = raw / f"images{part}", tmp_path / "predicted"
     run("nnUNetv2_predict", "-d", number, "-i", images, "-o", predicted, *model, "-device", "cpu", "--disable_tta")
-    assert len(list(predicted.glob("*.nii.gz"))) > 0
-    validated = list(Path(nnunet_environment["nnUNet_results"], raw.name).glob(f"*/fold_{fold}/validation/*.nii.gz"))
-    run("dinomed3d", "compare", number, *model, "--rules", "paper", "-o", tmp_path / "compared")
-    with (tmp_path / "compared" / "cases.csv").open(newline="") as file:
-        assert {row["case"] for row in csv.DictReader(file)} == {
-            path.name.removesuffix(".nii.gz") for path in validated
-        }
-    report = (tmp_path / "compared" / "report.html").read_text()
-    assert "rules beside ours" in report
-    if how == "--as-paper":
-        test = ("--pred", f"{TRAINER}={predicted}", "--gt", raw / "labelsTs")
-        run("dinomed3d", "compare", number, *test, "--rules", "paper", "-o", tmp_path / "tested")
+    by_paper = ("dinomed3d", "compare", number, "--rules", "paper")
+    run(*by_paper, "--pred", f"{TRAINER}={predicted}", "--gt", raw / f"labels{part}", "-o", tmp_path / "test")
+    assert compared(tmp_path / "test") == names_of(predicted)
+    if is_split:
+        run(*by_paper, *model, "-o", tmp_path / "validation")
+        (validated,) = Path(nnunet_environment["nnUNet_results"], raw.name).glob("*/fold_0/validation")
+        assert compared(tmp_path / "validation") == names_of(validated)
+
+
+def compared(report: Path) -> set[str]:
+    """The cases of a comparison that is by the paper's rules too."""
+    assert "rules beside ours" in (report / "report.html").read_text()
+    with (report / "cases.csv").open(newline="") as file:
+        return {row["case"] for row in csv.DictReader(file)}
+
+
+def names_of(folder: Path) -> set[str]:
+    names = {path.name.removesuffix(".nii.gz") for path in folder.glob("*.nii.gz")}
+    assert names
+    return names
