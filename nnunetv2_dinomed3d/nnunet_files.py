@@ -121,8 +121,8 @@ def read_splits(file: Path) -> Splits:
     """
     if not file.exists():
         raise ValueError(
-            f"{file} does not exist: without it, nobody knows which cases a fold was trained on. nnU-Net writes it when "
-            "a numbered fold begins to train."
+            f"{file} does not exist: without it, nobody knows which cases a fold was trained on. nnU-Net writes it as "
+            "soon as a numbered fold is trained."
         )
     splits = read_json(file)
     if not isinstance(splits, list) or not all(map(_is_split, splits)):
