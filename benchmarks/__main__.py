@@ -27,7 +27,7 @@ def _arguments() -> argparse.Namespace:
         type=int,
         choices=SCALES,
         default=1,
-        help="in-plane scale S of all tables; of others targets are counted",
+        help="in-plane scale S of all tables; of others only a step of stage 2 is counted and timed",
     )
     parser.add_argument("--rounds", type=int, default=2, help="timings of which the median is taken")
     parser.add_argument("--stage1", action="store_true", help="only the table of stage 1 in full and with LoRA")
@@ -67,7 +67,8 @@ def main() -> None:
         for stage in (1, 2):
             setting = tables.Setting(variant, stage, arguments.scale, patch)
             counted = tables.counts(setting)
-            timed = tables.times(setting, rounds) if rounds and variant in TIMED else None
+            is_timed = rounds and variant in TIMED
+            timed = (tables.times(setting, rounds), tables.largest_difference(setting)) if is_timed else None
             rows += tables.cost_rows(setting, counted, timed)
             if (variant, stage) == (TARGET, 2):
                 timed_target = timed and timed[0]
@@ -87,12 +88,21 @@ def main() -> None:
         title = f"A case of {tables.CASE_DEPTH} slices through nnU-Net's predictor ({TARGET})"
         _print(Heading(title), Grid(["network", "seconds", "of plain"], rows))
 
-    targets = {arguments.scale: tables.count_targets(target, timed_target, case, depths)}
-    for scale in SCALES:
-        if scale not in targets:
-            other = tables.Setting(TARGET, 2, scale, patch)
-            targets[scale] = tables.count_targets(other, None, None, tables.depths(TARGET, scale, 0))
-    _print(Heading(f"Targets ({TARGET}, stage 2)"), tables.target_grid(dict(sorted(targets.items()))))
+    at_scale = {scale: tables.Setting(TARGET, 2, scale, patch) for scale in SCALES}
+    timed_at: dict[int, dict[str, tables.Seconds] | None] = {
+        scale: timed_target if scale == arguments.scale else tables.times(setting, rounds) if rounds else None
+        for scale, setting in at_scale.items()
+    }
+    if rounds:
+        title = f"A step at each in-plane scale S ({TARGET}, stage 2)"
+        _print(
+            Heading(title), tables.scale_grid({at_scale[scale]: timed for scale, timed in timed_at.items() if timed})
+        )
+    targets = {}
+    for scale, setting in at_scale.items():
+        known = (case, depths) if scale == arguments.scale else (None, tables.depths(TARGET, scale, 0))
+        targets[scale] = tables.count_targets(setting, timed_at[scale], *known)
+    _print(Heading(f"Targets ({TARGET}, stage 2)"), tables.target_grid(targets))
 
 
 if __name__ == "__main__":

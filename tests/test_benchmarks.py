@@ -178,7 +178,7 @@ def test_targets_are_judged_by_what_was_measured() -> None:
     untimed = targets(180, counted, None, None, [Depth(d.slices, d.count, None) for d in deep])
     assert [row.met == "not measured" for row in untimed] == ["time" in row.what for row in rows]
     grid = target_grid({1: rows, 2: untimed}).rows
-    assert grid[1] == [rows[1].what, "0.65", "0.500", "", "yes"]
+    assert grid[1] == [rows[1].what, "0.50", "0.500", "", "yes"]
     assert grid[-1][2:] == ["1.016", "1.016", "not at S = 1, S = 2"]
     assert target_grid({2: untimed}).rows[1][2:] == ["", "not measured"]
 

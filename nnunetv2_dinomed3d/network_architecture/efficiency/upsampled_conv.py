@@ -69,7 +69,7 @@ def _convolved_along_w(x: Tensor, weight: Tensor, columns: Sequence[Tensor]) -> 
         weight: ``(n, c, 3, 3)``, of one row of taps.
         columns: for each tap the matrix ``(w, v)`` that upsamples and shifts.
     """
-    mixed = F.conv3d(x, rearrange(weight, "n c k i -> (i n) c k 1 1"), padding=(1, 0, 0))
+    mixed = conv3d(x, rearrange(weight, "n c k i -> (i n) c k 1 1"))
     mixed = rearrange(mixed, "b (i n) d h v -> (b d h) (v i) n", i=len(TAPS))
     matrix = torch.stack(list(columns), dim=-1).flatten(1).expand(len(mixed), -1, -1)
     return rearrange(torch.bmm(matrix, mixed), "(z h) w n -> z h (w n)", h=x.shape[3])
