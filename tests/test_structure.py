@@ -28,7 +28,7 @@ FLOORS = [
     ["trainers.baselines", "trainers.dinomed3d"],
     ["trainers.registry"],
     ["evaluation"],
-    ["look", "demo", "datasets", "exporting"],
+    ["look", "demo", "datasets", "prediction", "exporting"],
     ["commands"],
     ["__main__", "nnunet_entry"],
 ]

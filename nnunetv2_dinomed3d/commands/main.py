@@ -28,6 +28,7 @@ COMMANDS = (
     "convert",
     "dataset",
     "plan",
+    "predict",
     "export",
     "compare",
     "crossval",

@@ -21,7 +21,7 @@ from nnunetv2_dinomed3d.network_architecture.efficiency.checkpointing import (
     apply_checkpointing,
 )
 from nnunetv2_dinomed3d.network_architecture.efficiency.precision import precision
-from nnunetv2_dinomed3d.network_architecture.efficiency.slab_cache import SlabCache
+from nnunetv2_dinomed3d.network_architecture.efficiency.slab_cache import CACHE_LIMIT, SlabCache
 from nnunetv2_dinomed3d.network_architecture.encoder import NUM_FEATURE_MAPS, SlabEncoder
 from nnunetv2_dinomed3d.network_architecture.fusion import GatedFusion
 from nnunetv2_dinomed3d.network_architecture.options import NetworkOptions
@@ -190,12 +190,15 @@ class DINOMed3D(nn.Module):
         """While open, LoRA is folded into the frozen weights; exactly undone afterwards. For prediction."""
         return self.encoder.merged_lora()
 
-    def cached_slab_features(self) -> AbstractContextManager[SlabCache]:
+    def cached_slab_features(self, limit: int = CACHE_LIMIT) -> AbstractContextManager[SlabCache]:
         """While open, sliding windows (nnU-Net's predictor's, of any case) encode each slab once.
 
         The weights must not change meanwhile. Compiled networks, and those with gradients, go on as before.
+
+        Args:
+            limit: most bytes of feature maps that are kept.
         """
-        return self.encoder.cached_slab_features()
+        return self.encoder.cached_slab_features(limit)
 
     def pretrained_shapes(self) -> dict[str, Shape]:
         """Name (timm's, of the variant's 2D ViT) and shape of every tensor that `load_pretrained` needs."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nnunetv2_dinomed3d.network_architecture import lora
 from nnunetv2_dinomed3d.network_architecture.efficiency.precision import precision
-from nnunetv2_dinomed3d.network_architecture.efficiency.slab_cache import SlabCache
+from nnunetv2_dinomed3d.network_architecture.efficiency.slab_cache import CACHE_LIMIT, SlabCache
 from nnunetv2_dinomed3d.network_architecture.slab_embedding import InterSliceContextEmbedding
 from nnunetv2_dinomed3d.network_architecture.state_dict import (
     Shape,
@@ -191,9 +191,13 @@ class SlabEncoder(nn.Module):
         return [level[0] if len(level) == 1 else torch.cat(level) for level in zip(*features, strict=True)]
 
     @contextmanager
-    def cached_slab_features(self) -> Iterator[SlabCache]:
-        """While open, prediction keeps the maps of slabs and finds them again; the weights must not change."""
-        self._slab_cache = SlabCache()
+    def cached_slab_features(self, limit: int = CACHE_LIMIT) -> Iterator[SlabCache]:
+        """While open, prediction keeps the maps of slabs and finds them again; the weights must not change.
+
+        Args:
+            limit: most bytes that are kept.
+        """
+        self._slab_cache = SlabCache(limit)
         try:
             yield self._slab_cache
         finally:

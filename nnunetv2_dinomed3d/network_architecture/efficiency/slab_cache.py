@@ -39,7 +39,10 @@ class SlabCache:
             slabs: ICE's embeddings of them, ``(n, ...)``.
             encode: makes maps ``(n, ...)`` of such.
         """
-        first = {key: index for index, key in reversed(list(enumerate(keys))) if key not in self._maps}
+        first: dict[Hashable, int] = {}  # in the order of the slabs: of a window, the last ones are met again
+        for index, key in enumerate(keys):
+            if key not in self._maps:
+                first.setdefault(key, index)
         found = {key: self._maps.pop(key) for key in dict.fromkeys(keys) if key not in first}
         if first:
             self.encoded += len(first)
