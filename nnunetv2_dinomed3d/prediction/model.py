@@ -1,23 +1,27 @@
 """A trained model of nnU-Net, read without running code in its files, and the weights of its folds."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
 from nnunetv2.inference import predict_from_raw_data as nnunets
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import nn
 from torch._dynamo import OptimizedModule
 
 from nnunetv2_dinomed3d.dataset_json import read_dataset_json
-from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.nnunet_files import folds_in
 from nnunetv2_dinomed3d.text import printable
-from nnunetv2_dinomed3d.trainers.registry import find_trainer
+from nnunetv2_dinomed3d.trainer_names import BASELINE, DINOMED3D
 from nnunetv2_dinomed3d.weights import read_checkpoint
+
+if TYPE_CHECKING:
+    from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 
 
 def require_checkpoints(model: Path, folds: Sequence[str], checkpoint: str) -> None:
@@ -87,7 +91,7 @@ def load_model(predictor: nnunets.nnUNetPredictor, model: Path, folds: Sequence[
     try:
         with (
             patch.object(torch, "load", read),  # nnU-Net would run code that is in the file
-            patch.object(nnunets, "recursive_find_trainer_class_by_name", find_trainer),  # ours at once
+            patch.object(nnunets, "recursive_find_trainer_class_by_name", _find_trainer),
             redirect_stdout(StringIO()),
         ):
             predictor.initialize_from_trained_model_folder(str(model), list(folds), checkpoint)
@@ -96,6 +100,22 @@ def load_model(predictor: nnunets.nnUNetPredictor, model: Path, folds: Sequence[
         raise ValueError(
             f"The checkpoints, plans.json and dataset.json of {model} do not fit together ({reason})."
         ) from error
+
+
+def _find_trainer(name: str) -> type:
+    """The trainer's class. Our own, whose packages take seconds to import, are not for models of others."""
+    if not name.startswith((DINOMED3D, BASELINE)):
+        with suppress(Exception), redirect_stdout(StringIO()):  # nnU-Net prints where it looks
+            return recursive_find_trainer_class_by_name(name)
+    from nnunetv2_dinomed3d.trainers.registry import find_trainer
+
+    return find_trainer(name)  # which also says what is wrong
+
+
+def _ours(network: nn.Module) -> "DINOMed3D | None":
+    """The network if it is DINO-Med3D's, whose module is imported then."""
+    module = sys.modules.get("nnunetv2_dinomed3d.network_architecture.dinomed3d")
+    return network if module is not None and isinstance(network, module.DINOMed3D) else None
 
 
 class Folds:
@@ -112,7 +132,8 @@ class Folds:
     def __init__(self, predictor: nnunets.nnUNetPredictor) -> None:
         self.weights: list[dict[str, torch.Tensor]] = predictor.list_of_parameters
         self.network: nn.Module = predictor.network.to(predictor.device).eval()
-        self.reuses_slabs = isinstance(self.network, DINOMed3D)
+        self._ours = _ours(self.network)
+        self.reuses_slabs = self._ours is not None
         self.takes_batches = not isinstance(self.network, OptimizedModule)
         self._loaded = 0  # by nnU-Net
         self._merged = ExitStack()
@@ -122,9 +143,9 @@ class Folds:
         return len(self.weights)
 
     def _merge(self) -> None:
-        if isinstance(self.network, DINOMed3D):
+        if self._ours is not None:
             with torch.no_grad():
-                self._merged.enter_context(self.network.merged_lora())
+                self._merged.enter_context(self._ours.merged_lora())
 
     @contextmanager
     def network_of(self, fold: int, cache_bytes: int) -> Iterator[nn.Module]:
@@ -141,6 +162,6 @@ class Folds:
             self._loaded = fold
             self._merge()
         with ExitStack() as stack:
-            if isinstance(self.network, DINOMed3D):
-                stack.enter_context(self.network.cached_slab_features(cache_bytes))
+            if self._ours is not None:
+                stack.enter_context(self._ours.cached_slab_features(cache_bytes))
             yield self.network
