@@ -249,11 +249,11 @@ def _zeros(like: Tensor, channels: int) -> Tensor:
 
 def _is_worthwhile(x: Tensor, weight: Tensor) -> bool:
     """Whether this way was found to be faster: in float32 on the CPU, for many channels and not too few voxels."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
+    if not x.is_cpu or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
     if isinstance(x, FakeTensor) and not _counts_as_on_the_cpu.get():
-        return False
-    if not x.is_cpu or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
     channels, size = min(weight.shape[:2]), x.shape[2:]
     shares = [2 * -(-side // TILE_OUT) / side for side in size]  # of the multiplications, along each axis
