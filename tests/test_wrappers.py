@@ -43,7 +43,7 @@ def test_ddp_keeps_the_ranks_equal_in_both_stages(tmp_path: Path) -> None:
     multiprocessing.spawn(_train_on_two_ranks, (f"file://{tmp_path / 'rendezvous'}",), nprocs=2)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.end_to_end)])
 def test_compiles_without_graph_breaks_to_equal_results(stage: Stage) -> None:
     """The ViT's blocks are checkpointed, as on CUDA."""
     network = nano().eval()
