@@ -8,6 +8,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from benchmarks.random_models import architecture
 from nnunetv2_dinomed3d.network_architecture import DINOMed3D
 from nnunetv2_dinomed3d.trainers.registry import find_trainer
 from tests.networks import with_trained_lora
@@ -37,26 +38,7 @@ def plans(patch_size: tuple[int, ...] = (4, 16, 16), channels: int = 1, **change
         "resampling_fn_seg_kwargs": {**resampling(1), "is_seg": True},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": resampling(1),
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": 2,
-                "features_per_stage": [4, 8],
-                "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-                "kernel_sizes": [[3] * dimensions] * 2,
-                "strides": [[1] * dimensions, [2] * dimensions],
-                "n_conv_per_stage": [1, 1],
-                "n_conv_per_stage_decoder": [1],
-                "conv_bias": True,
-                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+        "architecture": architecture(dimensions, (4, 8)),
         **changes,
     }
     return {

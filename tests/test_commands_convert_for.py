@@ -12,6 +12,7 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import Tensor, nn
 
+from benchmarks import random_models
 from nnunetv2_dinomed3d.commands.main import main
 from nnunetv2_dinomed3d.planning.planned_network import PlannedInput, PlannedNetwork
 from nnunetv2_dinomed3d.trainers.baselines.trainer import BaselineTrainer
@@ -21,26 +22,6 @@ from tests.command_line import NANO, assert_one_line
 from tests.test_features_helpers import brief_trainers, load, make_dataset, nested_boxes, train
 from tests.tiny_baselines import options_of
 
-UNET = {
-    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "arch_kwargs": {
-        "n_stages": 3,
-        "features_per_stage": [4, 8, 8],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 3,
-        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-        "n_conv_per_stage": [1, 1, 1],
-        "n_conv_per_stage_decoder": [1, 1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    },
-    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-}
 OLD, NEW = "Dataset951_Old", "Dataset952_New"
 TRAINING = ("--for", "952", "-tr", NANO)
 
@@ -52,17 +33,13 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
     for dataset, channels, classes, patch in ((OLD, 1, 2, [4, 200, 32]), (NEW, 2, 4, [64, 64, 64])):
-        full = {"patch_size": patch, "batch_size": 2, "architecture": UNET, "normalization_schemes": ["Z"] * channels}
-        plans = {
-            "dataset_name": dataset,
-            "plans_name": "nnUNetPlans",
-            "label_manager": "LabelManager",
-            "configurations": {
-                "3d_fullres": full,
-                "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
-                "2d": {**full, "patch_size": patch[1:]},
-            },
+        full = random_models.configuration((1, 1, 1), patch, (4, 8, 8), channels)
+        configurations = {
+            "3d_fullres": full,
+            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+            "2d": {**full, "patch_size": patch[1:], "spacing": [1, 1]},
         }
+        plans = random_models.plans(configurations) | {"dataset_name": dataset}
         description = {
             "channel_names": {str(i): "MRI" for i in range(channels)},
             "labels": {"background": 0, **{f"organ {i}": i for i in range(1, classes)}},

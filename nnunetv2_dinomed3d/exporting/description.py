@@ -20,7 +20,7 @@ def describe(model: TrainedModel, kind: Format, half: bool) -> dict[str, Any]:
 
     All sides, spacings and axes are those of the network's input, after ``transpose_forward``.
     """
-    plans, configuration, labels = model.plans, model.configuration, model.labels
+    plans, configuration, labels = model.planned.plans, model.planned.configuration, model.planned.labels
     dimensions = len(configuration.patch_size)
     return {
         "format": kind,
@@ -35,13 +35,13 @@ def describe(model: TrainedModel, kind: Format, half: bool) -> dict[str, Any]:
         "output": {
             "name": OUTPUT,
             "axes": AXES[dimensions],
-            "shape": [1, model.num_outputs, *configuration.patch_size],
+            "shape": [1, model.planned.num_classes, *configuration.patch_size],
             "dtype": "float32",
             "values": _values(labels.foreground_regions if labels.has_regions else labels.all_labels),
             "activation": "sigmoid" if labels.has_regions else "softmax",
             "regions_class_order": labels.regions_class_order if labels.has_regions else None,
         },
-        "labels": model.dataset_json["labels"],
+        "labels": model.planned.dataset_json["labels"],
         "patch_size": configuration.patch_size,
         "spacing": configuration.spacing,
         "transpose_forward": plans.transpose_forward,
@@ -68,9 +68,9 @@ def describe(model: TrainedModel, kind: Format, half: bool) -> dict[str, Any]:
 
 def _channels(model: TrainedModel) -> list[dict[str, Any]]:
     """Name and normalisation of each channel of the image, in their order."""
-    names = model.dataset_json.get("channel_names") or model.dataset_json.get("modality") or {}
-    intensities = model.plans.foreground_intensity_properties_per_channel
-    configuration = model.configuration
+    names = model.planned.dataset_json.get("channel_names") or model.planned.dataset_json.get("modality") or {}
+    intensities = model.planned.plans.foreground_intensity_properties_per_channel
+    configuration = model.planned.configuration
     return [
         {
             "name": names.get(str(i)),
@@ -86,8 +86,8 @@ def _channels(model: TrainedModel) -> list[dict[str, Any]]:
 
 def _previous_stage(model: TrainedModel) -> dict[str, Any] | None:
     """The configuration whose segmentation a cascade needs, one-hot in the channels after the image's."""
-    name = model.configuration.previous_stage_name
-    return name and {"configuration": name, "one_hot_values": _values(model.labels.foreground_labels)}
+    name = model.planned.configuration.previous_stage_name
+    return name and {"configuration": name, "one_hot_values": _values(model.planned.labels.foreground_labels)}
 
 
 def _values(classes: Sequence[Any]) -> list[Any]:

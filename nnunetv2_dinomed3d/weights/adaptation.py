@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nnunetv2_dinomed3d.network_architecture.state_dict import ICE, STAGE_KEY, is_lora
 from nnunetv2_dinomed3d.weights.spreading import Channels, spread_over_channels, spread_over_slices
+from nnunetv2_dinomed3d.weights.trained_network import require_finite
 from nnunetv2_dinomed3d.weights.trained_part import RESAMPLING, TrainedPart, trained_part
 
 Fate = Literal["taken", "spread", "left random", "not used"]
@@ -131,7 +132,7 @@ def adapt(old: Trained, new: Target) -> Adaptation:
         fitted = _fitted_layer(name, given, old.channels, new)
         if source and fitted:
             tensor, how = fitted
-            _require_finite(source, tensor)
+            require_finite(source, tensor)
             notes = [how, f"named {source} in the checkpoint" if source != name else ""]
             notes.append("with its LoRA added" if source in given.with_lora else "")
             fate: Fate = "spread" if how else "taken"
@@ -242,11 +243,6 @@ def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 # ---- what is refused ----
-
-
-def _require_finite(name: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise ValueError(f"{name} holds NaN or infinity: that training had failed. Name an earlier checkpoint of it.")
 
 
 def _require_same_network(entries: list[Entry], old: Mapping[str, Tensor], new: Target) -> None:
