@@ -3,6 +3,7 @@
 import torch
 
 from nnunetv2_dinomed3d.network_architecture.state_dict import (
+    STAGE_KEY,
     encoder_state,
     is_lora,
     misfit,
@@ -21,6 +22,8 @@ def test_the_stage_is_in_the_state_dict() -> None:
     network.set_stage(1)
     assert stage_of(network.state_dict()) == 1
     assert stage_of({"weight": torch.zeros(1)}) is None
+    assert stage_of({"network.weight": torch.zeros(1), STAGE_KEY: torch.tensor(1)}) is None, "as SwinUNETR's"
+    assert stage_of({**network.state_dict(), STAGE_KEY: torch.tensor(torch.nan)}) is None, "as of a damaged file"
 
 
 def test_names_without_lora_are_those_of_a_network_without_it() -> None:

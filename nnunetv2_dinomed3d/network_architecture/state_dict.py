@@ -33,8 +33,12 @@ NO_TENSOR = "no such tensor"
 
 
 def stage_of(state: Mapping[str, Tensor]) -> Stage | None:
-    """The stage that a state dict is of; None if it is no state dict of a `DINOMed3D`."""
-    return cast(Stage, int(state[STAGE_KEY])) if STAGE_KEY in state else None
+    """The stage that a state dict is of; None if it is no state dict of a `DINOMed3D`. SwinUNETR has another setting
+    by the same name."""
+    stage = state.get(STAGE_KEY)
+    if stage is None or stage.numel() != 1 or not any(name.startswith(ICE) for name in state):
+        return None
+    return cast(Stage, int(stage)) if stage.item() in (1, 2) else None
 
 
 def is_lora(name: str) -> bool:

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from nnunetv2_dinomed3d.network_architecture.state_dict import (
     BASE_LAYER,
-    ICE,
     STAGE2_PARTS,
-    STAGE_KEY,
     is_lora,
     names_without_lora,
+    stage_of,
 )
 
 RESAMPLING = re.compile(r"(adapter\.levels\.\d+\.3\.)(1\.)?")
@@ -55,12 +54,6 @@ class TrainedPart:
         return other if other in self.tensors else None
 
 
-def _is_stage1(state: Mapping[str, Tensor]) -> bool:
-    stage = state.get(STAGE_KEY)  # SwinUNETR has a setting by the same name
-    is_dinomed3d = any(name.startswith(ICE) for name in state)
-    return is_dinomed3d and stage is not None and stage.numel() == 1 and stage.item() == 1
-
-
 def trained_part(
     state: Mapping[str, Tensor], stage1_lora: bool, network: Collection[str], lora_scaling: float
 ) -> TrainedPart:
@@ -74,7 +67,7 @@ def trained_part(
         network: names of the tensors of the network to fill.
         lora_scaling: factor of LoRA.
     """
-    is_stage1 = _is_stage1(state)
+    is_stage1 = stage_of(state) == 1
     untrained = frozenset(
         name for name in state if is_stage1 and (name.startswith(STAGE2_PARTS) or (is_lora(name) and not stage1_lora))
     )
