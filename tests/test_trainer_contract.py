@@ -133,6 +133,23 @@ def test_deep_supervision_changes_no_state_dict(name: str, tiny: Callable[..., H
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_loss_is_a_number_on_plans_of_two_stages(
+    name: str, tiny: Callable[..., HarnessTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two stages, nnU-Net trains the finer one alone, and gives it no weight."""
+    trainer = tiny(name)
+    axes = len(trainer.configuration_manager.patch_size)
+    strides = [[1] * axes, [2] * axes]
+    monkeypatch.setattr(ConfigurationManager, "pool_op_kernel_sizes", property(lambda self: strides))
+    scales = trainer._get_deep_supervision_scales()
+    logits = [torch.zeros(2, 2, *[8] * axes) for _ in scales or [1]]
+    target = [torch.ones(2, 1, *[8] * axes) for _ in logits]
+    loss = trainer._build_loss()
+    assert loss(logits, target) > 0 if scales else loss(logits[0], target[0]) > 0
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_names_lengths_and_axes(name: str) -> None:
     trainer = trainer_class(name)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -126,9 +127,13 @@ class BaselineTrainer(HarnessTrainer):
         return self.deep_supervision_scales() if self.enable_deep_supervision else None
 
     def _build_loss(self) -> nn.Module:
-        loss = super()._build_loss()
-        if self.enable_deep_supervision and self.deep_supervision_weights is not None:
-            loss.weight_factors = self.deep_supervision_weights
+        with np.errstate(invalid="ignore"):
+            loss = super()._build_loss()
+        if self.enable_deep_supervision:
+            if self.deep_supervision_weights is not None:
+                loss.weight_factors = self.deep_supervision_weights
+            elif len(self.deep_supervision_scales()) == 1:  # plans of two stages, for which nnU-Net computes 0 / 0
+                loss.weight_factors = (1.0,)
         return loss
 
     # ---- start ----
