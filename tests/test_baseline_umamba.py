@@ -188,6 +188,11 @@ def test_the_plans_are_not_changed() -> None:
     assert configuration == small()
 
 
+def test_stages_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 features, 3 kernel_sizes and 2 strides"):
+        build_baseline("UMambaEnc", 1, 2, (8, 16, 16), features=(4, 8, 8), strides=[[1, 1, 1], [2, 2, 2]])
+
+
 def test_mamba_elsewhere_is_refused() -> None:
     with pytest.raises(ValueError, match="not 'decoder'"):
         build_baseline("UMambaBot", 1, 2, PATCH, mamba="decoder")

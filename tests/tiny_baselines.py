@@ -26,13 +26,14 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def options_of(trainer: type[BaselineTrainer], configuration: ConfigurationManager) -> dict[str, Any]:
-    """The keyword arguments of the tiny network; of U-Mamba, with the plans' first strides for its few stages."""
+    """The keyword arguments of the tiny network; of U-Mamba, with the plans' first strides, for a few stages."""
     options = dict(TINY[trainer.network_name])
     if trainer.network_name.startswith("UMamba"):
-        axes, stages = len(configuration.patch_size), len(options["features"])
+        strides = configuration.pool_op_kernel_sizes[: len(options["features"])]
         options |= {
-            "kernel_sizes": [[3] * axes] * stages,
-            "strides": configuration.pool_op_kernel_sizes[:stages],
+            "features": options["features"][: len(strides)],
+            "kernel_sizes": [[3] * len(configuration.patch_size)] * len(strides),
+            "strides": strides,
         }
     return options
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_dinomed3d.network_architecture.efficiency.dropout import Dropout
 from nnunetv2_dinomed3d.network_architecture.efficiency.upsampled_conv import ConcatConv3d, resize
 from nnunetv2_dinomed3d.network_architecture.efficiency.winograd import Conv3x3x3
 from nnunetv2_dinomed3d.network_architecture.norm import InstanceNorm3d, group_norm
@@ -37,7 +38,7 @@ class UPerNet3D(nn.Module):
         self.bottleneck = _conv_norm_act(Conv3x3x3(channels + len(POOL_SCALES) * pooled_channels, channels))
         self.laterals = nn.ModuleList(_conv_norm_act(nn.Conv3d(channels, channels, 1)) for _ in range(num_maps - 1))
         self.smooth = nn.ModuleList(_conv_norm_act(Conv3x3x3(channels, channels)) for _ in range(num_maps - 1))
-        self.fusion = nn.Sequential(_conv_norm_act(ConcatConv3d(num_maps * channels, channels)), nn.Dropout(dropout))
+        self.fusion = nn.Sequential(_conv_norm_act(ConcatConv3d(num_maps * channels, channels)), Dropout(dropout))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Maps ``(b, channels, d_i, h_i, w_i)``, fine to coarse, to one on the finest grid."""

@@ -8,6 +8,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from nnunetv2_dinomed3d.network_architecture.efficiency.dropout import Dropout
+
 VIT_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc1_g|fc1_x|fc2))"
 """Linear layers of the Transformer blocks; ``fc1_g`` and ``fc1_x`` are a SwiGLU MLP's (plus-sized ViTs)."""
 
@@ -18,6 +20,9 @@ def add_lora(module: nn.Module, targets: str, *, rank: int, alpha: int, dropout:
     """Give the layers whose names match ``targets`` LoRA: ``W + alpha / rank * B A``, with B = 0 at first."""
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
     inject_adapter_in_model(lora, module)
+    if dropout:  # peft's own is PyTorch's
+        for layer in lora_layers(module):
+            layer.lora_dropout.update({name: Dropout(dropout) for name in layer.lora_dropout})
 
 
 def lora_layers(module: nn.Module) -> list[LoraLayer]:

@@ -145,6 +145,9 @@ class UMamba(AnySizeNetwork):
         strides: of the stages, per axis; by default 1, then 2.
         num_blocks: of the stages. From the middle on, the encoder's stages have one, whatever is asked for.
         num_decoder_blocks: of the decoder's stages, the coarsest first; likewise.
+
+    Raises:
+        ValueError: features, kernel sizes and strides are not of equally many stages.
     """
 
     def __init__(
@@ -163,6 +166,11 @@ class UMamba(AnySizeNetwork):
         axes, stages = len(patch_size), len(features)
         kernel_sizes = kernel_sizes or [(3,) * axes] * stages
         strides = strides or [(1,) * axes, *[(2,) * axes] * (stages - 1)]
+        if not len(kernel_sizes) == len(strides) == stages:
+            raise ValueError(
+                f"{stages} features, {len(kernel_sizes)} kernel_sizes and {len(strides)} strides: give one of each for "
+                "every stage."
+            )
         super().__init__([math.prod(steps) for steps in zip(*strides, strict=True)], min_cells=2)
         self.patch_size = tuple(patch_size)
         self.padded_patch = padded_size(patch_size, self.divisor, self.min_cells)
