@@ -133,7 +133,7 @@ def test_deep_supervision_changes_no_state_dict(name: str, tiny: Callable[..., H
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:invalid value")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_loss_is_a_number_on_plans_of_two_stages(
     name: str, tiny: Callable[..., HarnessTrainer], monkeypatch: pytest.MonkeyPatch
