@@ -18,6 +18,7 @@ def test_a_share_is_dropped_and_the_rest_scaled(p: float, dtype: torch.dtype) ->
     assert (y == 0).double().mean().item() == pytest.approx(p, abs=0.01)
     assert y[y != 0].unique().double().tolist() == pytest.approx([1 / (1 - p)], rel=1e-2 if y.itemsize == 2 else 1e-4)
     y.sum().backward()
+    assert x.grad is not None
     assert torch.equal(x.grad, y), "the gradient is dropped where the value is"
 
 
