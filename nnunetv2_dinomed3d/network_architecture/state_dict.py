@@ -33,8 +33,10 @@ NO_TENSOR = "no such tensor"
 
 
 def stage_of(state: Mapping[str, Tensor]) -> Stage | None:
-    """The stage that a state dict is of; None if it is no state dict of a `DINOMed3D`. SwinUNETR has another setting
-    by the same name."""
+    """The stage that a state dict is of; None if it is no state dict of a `DINOMed3D`.
+
+    The weights of ICE have to be there too, since SwinUNETR has another setting by the stage's name.
+    """
     stage = state.get(STAGE_KEY)
     if stage is None or stage.numel() != 1 or not any(name.startswith(ICE) for name in state):
         return None

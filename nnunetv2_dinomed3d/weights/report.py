@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunetv2_dinomed3d.network_architecture import VARIANTS
 from nnunetv2_dinomed3d.network_architecture.baselines import build_baseline
-from nnunetv2_dinomed3d.network_architecture.state_dict import ICE, STAGE_KEY, Shape, shapes_of, without_lora
+from nnunetv2_dinomed3d.network_architecture.state_dict import ICE, Shape, shapes_of, stage_of, without_lora
 from nnunetv2_dinomed3d.settings import WEIGHTS_VARIABLE
 from nnunetv2_dinomed3d.trainer_names import BASELINE, REQUIRE_SWIN_WEIGHTS, SWIN_NETWORKS
 from nnunetv2_dinomed3d.weights.check import as_float32, check_vit_shapes, vit_size
@@ -100,12 +100,11 @@ def _describe_swin(path: Path, state: Mapping[str, Tensor]) -> WeightsReport:
 
 def _plugin_checkpoint(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:
     """A line about a checkpoint of this plugin; none about other files."""
-    stage, ice = state.get(STAGE_KEY), without_lora(state).get(f"{ICE}weight")  # (E, C, K, 16, 16)
+    stage, ice = stage_of(state), without_lora(state).get(f"{ICE}weight")  # (E, C, K, 16, 16)
     if stage is None or ice is None or ice.ndim != 5:
         return []
     trainer = printable(content.get("trainer_name", "unknown"))
-    number = stage.item() if stage.numel() == 1 else "unknown"
-    return [f"a checkpoint of this plugin: stage {number}, trainer {trainer}, K = {ice.shape[2]}"]
+    return [f"a checkpoint of this plugin: stage {stage}, trainer {trainer}, K = {ice.shape[2]}"]
 
 
 def _describe_vit(path: Path, state: Mapping[str, Tensor]) -> WeightsReport:

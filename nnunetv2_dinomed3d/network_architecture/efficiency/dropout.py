@@ -1,4 +1,4 @@
-"""Dropout on the CPU with four random numbers in place of one: PyTorch draws them one after the other."""
+"""Dropout on the CPU that draws one random number for four values: PyTorch draws one for each, in a single thread."""
 
 import torch
 from torch import Tensor, nn
