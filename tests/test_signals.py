@@ -84,22 +84,30 @@ def resume(make_trainer: MakeTrainer) -> nnUNetTrainerDINOMed3D:
 
 
 PHASES = {
-    "train_step": (0, 1, 2),
-    "validation_step": (1, 3),
-    "on_epoch_start": (1, 2),  # 2 is the switch
+    "train_step": (1, 0, 2),
+    "validation_step": (3, 1),
+    "on_epoch_start": (2, 1),  # 2 is the switch
     "on_train_epoch_start": (0,),
     "get_dataloaders": (2,),
     "on_train_epoch_end": (1,),
     "on_validation_epoch_start": (0,),
     "on_validation_epoch_end": (3,),
-    "on_epoch_end": (0, 1, 3),
-    "checkpoint_latest.pth": (0, 2),
+    "on_epoch_end": (1, 0, 3),
+    "checkpoint_latest.pth": (2, 0),
     "checkpoint_best.pth": (1,),
 }
+"""Hooks, and the epochs in which they are tried; those after the first take long."""
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize(("hook", "epoch"), [(hook, epoch) for hook, epochs in PHASES.items() for epoch in epochs])
+@pytest.mark.parametrize(
+    ("hook", "epoch"),
+    [
+        pytest.param(hook, epoch, marks=[] if epoch == epochs[0] else pytest.mark.long)
+        for hook, epochs in PHASES.items()
+        for epoch in epochs
+    ],
+)
 def test_in_the_loop(make_trainer: MakeTrainer, hook: str, epoch: int) -> None:
     """No step is lost, and no epoch."""
     number = STOP_SIGNALS[(len(hook) + epoch) % len(STOP_SIGNALS)]
